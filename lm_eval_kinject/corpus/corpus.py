@@ -1,0 +1,238 @@
+"""A corpus: named, fingerprinted chunks, from wherever a user keeps them.
+
+What it is for: :func:`load_corpus` turns one word (a bundled name, a path, a Hub dataset, ``realtimeqa:PATH``) into a
+:class:`Corpus` that has been checked: not empty, ids unique, texts present. What it does not do: embed or search.
+
+The one idea: chunks are the unit of everything after this room (hits, gold chunks, indexes), so their ids and texts,
+in order, *are* the corpus; its fingerprint is theirs, wherever it was read from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lm_eval_kinject.corpus.chunk import CHUNK_WORDS, chunk_document
+from lm_eval_kinject.corpus.sources.files import SUFFIXES, Source, read_card, read_path
+from lm_eval_kinject.corpus.sources.realtimeqa import read_realtimeqa
+from lm_eval_kinject.errors import CorpusError
+from lm_eval_kinject.hub.fetch import fetch_snapshot
+from lm_eval_kinject.provenance import fingerprint_records
+from lm_eval_kinject.records import Chunk, Document
+
+__all__ = ["Corpus", "bundled_corpora", "bundled_tasks_dir", "load_corpus", "make_corpus"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_HUB_PATTERNS = (
+    "README.md",
+    "*.md",
+    *(f"*{suffix}" for suffix in (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")),
+)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Chunks under one name.
+
+    Attributes:
+        name: short name for people and results; never a path.
+        chunks: in corpus order; ids unique, texts not empty.
+        fingerprint: SHA-256 of the chunks, in order: what an index must match.
+        source: one phrase saying where they come from; path-free.
+        revision: of the source, where it has one (a Hub commit, an edition).
+        licence: as the source states it.
+        chunking: how documents were cut (``method``, ``words``, ``overlap``), or ``{"method": "as given"}``.
+        counts: figures of the reading: ``documents``, ``cut`` (documents that were cut), and the source's own.
+    """
+
+    name: str
+    chunks: tuple[Chunk, ...]
+    fingerprint: str
+    source: str
+    revision: str | None = None
+    licence: str | None = None
+    chunking: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    @cached_property
+    def by_id(self) -> Mapping[str, Chunk]:
+        """Chunks by their ids."""
+        return {chunk.id: chunk for chunk in self.chunks}
+
+    def provenance(self) -> dict[str, Any]:
+        """What a result says of its corpus: plain and path-free."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "chunks": len(self.chunks),
+            "source": self.source,
+            "revision": self.revision,
+            "licence": self.licence,
+            "chunking": dict(self.chunking),
+            "counts": dict(self.counts),
+        }
+
+
+def load_corpus(
+    spec: str | os.PathLike[str],
+    *,
+    tasks_dir: str | os.PathLike[str] | None = None,
+    words: int = CHUNK_WORDS,
+    overlap: int = 0,
+) -> Corpus:
+    """Loads and checks a corpus.
+
+    Args:
+        spec: tried in this order: ``realtimeqa:PATH``; the name of a bundled corpus (write ``./NAME`` for a folder of
+            that name); an existing file or folder; a Hub dataset ``owner/name`` or ``owner/name@revision``.
+        tasks_dir: where bundled corpora lie (``NAME/corpus``); default: the installed ones.
+        words: documents longer than this are cut (see ``corpus.chunk``); ready chunks never are.
+        overlap: words that a chunk repeats of the one before.
+
+    Raises:
+        CorpusError: missing (with near names), unreadable, malformed at a line, empty, with duplicate ids or empty
+            texts. One message, listing all that is wrong with a file.
+        ArgumentError: ``words`` or ``overlap`` out of range.
+    """
+    text = os.fspath(spec)
+    tasks = Path(tasks_dir) if tasks_dir is not None else bundled_tasks_dir()
+    if not text.strip():
+        raise CorpusError(f"No corpus was named. {_advice(tasks)}")
+    if text.startswith("realtimeqa:"):
+        source = read_realtimeqa(Path(text.removeprefix("realtimeqa:")).expanduser())
+        return make_corpus("realtimeqa", source, words=words, overlap=overlap)
+    if _is_name(text) and tasks is not None and (tasks / text / "corpus").is_dir():
+        return make_corpus(text, _read_bundled(tasks / text), words=words, overlap=overlap)
+    path = Path(text).expanduser()
+    if path.exists():
+        name = path.resolve().stem if path.is_file() else path.resolve().name
+        return make_corpus(name, read_path(path), words=words, overlap=overlap)
+    if _looks_like_hub_id(text):
+        return make_corpus(text.split("@")[0], _read_hub(text), words=words, overlap=overlap)
+    raise CorpusError(_not_found(text, path, tasks))
+
+
+def make_corpus(name: str, source: Source, *, words: int = CHUNK_WORDS, overlap: int = 0) -> Corpus:
+    """Cuts a source's documents, checks the chunks and names them; see :func:`load_corpus` for the arguments."""
+    chunks: list[Chunk] = []
+    documents = cut = 0
+    for item in source.items:
+        if isinstance(item, Document):
+            pieces = chunk_document(item, words=words, overlap=overlap)
+            documents += 1
+            cut += len(pieces) > 1
+            chunks += pieces
+        else:
+            chunks.append(item)
+    _check(name, chunks)
+    return Corpus(
+        name=name,
+        chunks=tuple(chunks),
+        fingerprint=fingerprint_records(chunks),
+        source=source.description,
+        revision=source.revision,
+        licence=source.licence,
+        chunking={"method": "sentences", "words": words, "overlap": overlap} if cut else {"method": "as given"},
+        counts={"documents": documents, "cut": cut, **(source.counts or {})},
+    )
+
+
+def _check(name: str, chunks: Sequence[Chunk]) -> None:
+    if not chunks:
+        raise CorpusError(f"The corpus {name} is empty: it has no text.")
+    empty = [chunk.id for chunk in chunks if not chunk.text.strip()]
+    if empty:
+        raise CorpusError(
+            f"The corpus {name} has chunks with empty texts: {_some(empty)}. Give them text or remove them."
+        )
+    twice = [chunk_id for chunk_id, count in Counter(chunk.id for chunk in chunks).items() if count > 1]
+    if twice:
+        raise CorpusError(f"The corpus {name} has duplicate ids: {_some(twice)}. Ids must be unique across its files.")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(repr(name) for name in names[:10]) + more
+
+
+def bundled_tasks_dir() -> Path | None:
+    """The folder of the installed tasks: inside the package in a wheel, beside it in a checkout; None if neither."""
+    package = Path(__file__).resolve().parent.parent
+    candidates = (package / "tasks", package / "_data" / "tasks", package.parent / "tasks")
+    return next((folder for folder in candidates if folder.is_dir()), None)
+
+
+def bundled_corpora(tasks_dir: str | os.PathLike[str] | None = None) -> list[str]:
+    """Names that :func:`load_corpus` knows without a path."""
+    tasks = Path(tasks_dir) if tasks_dir is not None else bundled_tasks_dir()
+    return [] if tasks is None else sorted(folder.parent.name for folder in tasks.glob("*/corpus") if folder.is_dir())
+
+
+def _is_name(text: str) -> bool:
+    return re.fullmatch(r"\w[\w-]*", text) is not None
+
+
+def _read_bundled(task: Path) -> Source:
+    source = read_path(task / "corpus")
+    card = {**read_card(task), **read_card(task / "corpus")}
+    licence, revision = card.get("license"), card.get("revision")
+    return Source(
+        source.items,
+        f"bundled corpus of {task.name}",
+        licence=None if licence is None else str(licence),
+        revision=None if revision is None else str(revision),
+        counts=source.counts,
+    )
+
+
+def _looks_like_hub_id(text: str) -> bool:
+    """Whether a path that doesn't exist can be meant as owner/name: no known ending, and no folder of the owner's name."""
+    return (
+        _HUB_ID.fullmatch(text) is not None
+        and not text.lower().endswith(SUFFIXES)
+        and not Path(text.partition("/")[0]).is_dir()
+    )
+
+
+def _read_hub(spec: str) -> Source:
+    repo_id, _, revision = spec.partition("@")
+    advice = "Without a network give a file, a folder or a bundled corpus instead."
+    snapshot = fetch_snapshot(
+        repo_id,
+        kind="dataset",
+        revision=revision or None,
+        patterns=_HUB_PATTERNS,
+        error=CorpusError,
+        offline_advice=advice,
+    )
+    source = read_path(snapshot.path)
+    licence = source.licence
+    return Source(
+        source.items, f"Hub dataset {repo_id}", licence=licence, revision=snapshot.commit, counts=source.counts
+    )
+
+
+def _not_found(text: str, path: Path, tasks: Path | None) -> str:
+    bundled = bundled_corpora(tasks) if tasks is not None else []
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=2, cutoff=0.6)
+    close = [str(path.parent / n) if path.parent != Path() else n for n in near]
+    close += difflib.get_close_matches(text, bundled, n=2, cutoff=0.6)
+    guess = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"There is no corpus {text!r}: neither a bundled name nor an existing path.{guess} {_advice(tasks)}"
+
+
+def _advice(tasks: Path | None) -> str:
+    names = bundled_corpora(tasks) if tasks is not None else []
+    bundled = f"a bundled name ({', '.join(names)}), " if names else ""
+    return f"Give {bundled}a file ({', '.join(SUFFIXES)}), a folder of such files, or a Hub dataset owner/name."

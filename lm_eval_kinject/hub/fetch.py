@@ -1,0 +1,130 @@
+"""Downloads of Hub repositories at a known commit: the only importer of ``huggingface_hub`` below the models.
+
+What it is for: a repository id and a revision become a local folder and the commit it holds, from the network or from
+the Hub's own cache when there is none. What it does not do: it uploads nothing, loads no model, and takes no token
+(``huggingface_hub`` finds the one of the environment by itself).
+
+The one idea: the Hub's cache names a snapshot's folder after its commit, so what was really used is always known,
+also offline and when nobody pinned it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lm_eval_kinject.errors import KinjectError
+
+__all__ = ["Snapshot", "fetch_snapshot"]
+
+# Copies of the same weights for other runtimes.
+_OTHER_RUNTIMES = (
+    "onnx/*",
+    "openvino/*",
+    "coreml/*",
+    "*.onnx",
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.gguf",
+    "*.mlmodel",
+    "*.ckpt",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A repository on this disk: ``path`` is its folder, ``commit`` the full hash of what the folder holds."""
+
+    path: Path
+    repo_id: str
+    commit: str
+
+
+def fetch_snapshot(
+    repo_id: str,
+    *,
+    kind: Literal["model", "dataset"],
+    revision: str | None = None,
+    patterns: Sequence[str] | None = None,
+    error: type[KinjectError] = KinjectError,
+    offline_advice: str = "",
+) -> Snapshot:
+    """Brings a repository to this disk, or finds it there.
+
+    Args:
+        repo_id: ``owner/name``.
+        kind: what it is on the Hub.
+        revision: commit, tag or branch; None is the default branch, resolved to its commit.
+        patterns: glob patterns of the files wanted; None is all, for a model less copies for other runtimes and
+            less pickled weights where safetensors exist.
+        error: the exception to raise, so that the message comes as the caller's kind.
+        offline_advice: a sentence naming what works without a network.
+
+    Raises:
+        KinjectError: (as ``error``) when it can't be reached, doesn't exist, is gated, or the disk is full.
+    """
+    if kind == "model" and patterns is None:
+        snapshot = _download(repo_id, kind, revision, None, [*_OTHER_RUNTIMES, "*.bin"], error, offline_advice)
+        if any(snapshot.path.rglob("*.safetensors")):
+            return snapshot
+        # Older repositories have pickled weights only; transformers reads them with weights_only.
+        return _download(repo_id, kind, snapshot.commit, None, list(_OTHER_RUNTIMES), error, offline_advice)
+    return _download(repo_id, kind, revision, patterns, None, error, offline_advice)
+
+
+def _download(
+    repo_id: str,
+    kind: Literal["model", "dataset"],
+    revision: str | None,
+    allow: Sequence[str] | None,
+    ignore: Sequence[str] | None,
+    error: type[KinjectError],
+    advice: str,
+) -> Snapshot:
+    from huggingface_hub import errors as hub_errors
+    from huggingface_hub import snapshot_download
+
+    at = f"{repo_id}@{revision}" if revision else repo_id
+    try:
+        folder = snapshot_download(
+            repo_id,
+            repo_type=kind,
+            revision=revision,
+            allow_patterns=None if allow is None else list(allow),
+            ignore_patterns=None if ignore is None else list(ignore),
+        )
+    except hub_errors.GatedRepoError as problem:
+        raise error(
+            f"The {kind} {at} is gated: accept its terms on its Hub page and log in with `hf auth login` (or set "
+            f"HF_TOKEN). {advice}".strip()
+        ) from problem
+    except hub_errors.RevisionNotFoundError as problem:
+        raise error(
+            f"The {kind} {repo_id} has no revision {revision!r}: give a commit, tag or branch of it."
+        ) from problem
+    except hub_errors.RepositoryNotFoundError as problem:
+        raise error(
+            f"The Hub has no {kind} {repo_id!r} (or it is private and you are not logged in): check the spelling, or "
+            f"run `hf auth login`. {advice}".strip()
+        ) from problem
+    except hub_errors.HFValidationError as problem:
+        raise error(f"{repo_id!r} is not a Hub id: it must be `owner/name`. {advice}".strip()) from problem
+    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError, ValueError) as problem:
+        raise error(_unreachable(kind, at, problem, advice)) from problem
+    path = Path(folder)
+    return Snapshot(path, repo_id, path.name)
+
+
+def _unreachable(kind: str, at: str, problem: BaseException, advice: str) -> str:
+    if isinstance(problem, OSError) and problem.errno is not None and problem.filename is not None:
+        return f"The {kind} {at} could not be saved: {problem.strerror} (set HF_HOME to a disk with room)."
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
+    why = "HF_HUB_OFFLINE is set" if offline else "no answer from the Hub"
+    return (
+        f"The {kind} {at} can't be reached ({why}) and is not in the local Hub cache. Where there is a network, fetch "
+        f"it once with `hf download {at.split('@')[0]}{' --repo-type dataset' if kind == 'dataset' else ''}`. {advice}"
+    ).strip()
