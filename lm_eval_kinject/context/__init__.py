@@ -1,0 +1,1 @@
+"""From question to prompt: what is asked of the retriever, and where its hits go."""

@@ -1,0 +1,1 @@
+"""Writing, paraphrasing and reviewing questions; the result is an lm_eval task folder."""

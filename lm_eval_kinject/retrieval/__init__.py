@@ -1,0 +1,1 @@
+"""Retrievers, and the index on disk that they search."""

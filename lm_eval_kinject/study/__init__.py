@@ -1,0 +1,1 @@
+"""Grids of runs, paired statistics over them, and the tables and figures they give."""
