@@ -1,0 +1,217 @@
+"""Runs packs of a token trie through a model and reads off the log-probabilities that are scored.
+
+For: `scorer`, which decides whether a model qualifies and what to score. Not for: masks (`attention`) or the trie
+(`plan`).
+
+The one idea: stock modelling code does the whole forward. It gets the pack's tokens as one sequence, their own
+position ids and the scored rows as ``logits_to_keep``; during the forward the model's attention is
+`attention.shared_prefix_attention`, which also keeps the keys and values that the next pack builds on. No mask, cache
+class or layer of transformers is replaced or copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+
+from lm_eval_kinject.scoring.attention import (
+    ATTENTION_NAME,
+    PACK_ARGUMENT,
+    KeyValues,
+    PackAttention,
+    UnsupportedAttentionError,
+    shared_prefix_attention,
+)
+from lm_eval_kinject.scoring.plan import Pack, Trie, cut_pack
+
+_LOGITS_AT_ONCE = 2**24  # entries of the float32 copies made while reading logits: 64 MiB
+
+
+@dataclass
+class Budget:
+    """How much one forward may hold; `halve` it when memory runs out.
+
+    Attributes:
+        tokens: most tokens in a forward.
+        rows: most rows of logits in a forward; a row is as wide as the vocabulary.
+    """
+
+    tokens: int
+    rows: int
+
+    def halve(self) -> bool:
+        """Halves both numbers; False if there was nothing left to halve."""
+        if self.tokens <= 1 and self.rows <= 1:
+            return False
+        self.tokens, self.rows = max(1, self.tokens // 2), max(1, self.rows // 2)
+        return True
+
+
+def starting_budget(model: PreTrainedModel) -> Budget:
+    """A budget that fits the memory at hand, on the careful side.
+
+    On a CPU, forwards of 1024 tokens already run at full speed, and 128 MiB of logits are read at once. On a GPU a
+    forward gets a quarter of the free memory for its activations and an eighth for its logits.
+    """
+    config = model.config.get_text_config()
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return Budget(tokens=1024, rows=max(16, 2**25 // config.vocab_size))
+    free, _ = torch.cuda.mem_get_info(device)
+    width = 16 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
+    return Budget(
+        tokens=min(8192, max(256, free // 4 // (4 * width))),
+        rows=min(4096, max(16, free // 8 // (12 * config.vocab_size))),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class PackScores:
+    """What one pack yields.
+
+    Attributes:
+        stop: tokens up to here are done.
+        pairs: ``[p]`` which entries of the trie's ``rows`` and ``targets`` were read off.
+        log_probs: ``[p]`` log-probability of each target, in nats.
+        greedy: ``[p]`` whether the target has the highest logit.
+    """
+
+    stop: int
+    pairs: npt.NDArray[np.int64]
+    log_probs: npt.NDArray[np.float64]
+    greedy: npt.NDArray[np.bool_]
+
+
+class TreeForward:
+    """Scores tries with one model.
+
+    Args:
+        model: a causal language model that `support.reason_unsupported` has nothing against, or the PEFT model
+            around it.
+        device: where the model takes its input.
+        autocast_dtype: lm_eval's ``mixed_precision_dtype``.
+        budget: limits of one forward; halved in place, for good, when memory runs out.
+    """
+
+    def __init__(self, model: Any, device: torch.device, autocast_dtype: torch.dtype | None, budget: Budget) -> None:
+        self._model = model
+        self._device = device
+        self._autocast_dtype = autocast_dtype
+        self.budget = budget
+        self.forwarded_tokens = 0
+        parts = (part.config for part in model.modules() if isinstance(part, PreTrainedModel))
+        self._configs = list({id(config): config for config in parts}.values())
+
+    def score(self, trie: Trie) -> Iterator[PackScores]:
+        """Forwards the trie pack by pack, each token once.
+
+        Raises:
+            UnsupportedAttentionError: the model needs something that tree attention doesn't compute.
+        """
+        by_row = np.argsort(trie.rows, kind="stable")
+        rows_sorted = trie.rows[by_row]
+        start, path, past = 0, np.empty(0, np.int64), KeyValues()
+        while start < len(trie):
+            pack = cut_pack(trie, start, path, self.budget.tokens, self.budget.rows)
+            first, last = np.searchsorted(rows_sorted, [pack.start, pack.stop])
+            result = self._unless_out_of_memory(partial(self._forward, trie, pack, past, by_row[first:last]))
+            if result is None:
+                continue
+            scores, past = result
+            start, path = pack.stop, pack.next_path
+            yield scores
+
+    def _unless_out_of_memory(
+        self, forward: Callable[[], tuple[PackScores, KeyValues]]
+    ) -> tuple[PackScores, KeyValues] | None:
+        """The result of `forward`, or None after halving the budget because memory ran out."""
+        try:
+            return forward()
+        except Exception as error:
+            if not is_out_of_memory(error) or not self.budget.halve():
+                raise
+        # Outside the handler: the error's traceback holds the tensors of the failed forward.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    def _forward(
+        self, trie: Trie, pack: Pack, past: KeyValues, pairs: npt.NDArray[np.int64]
+    ) -> tuple[PackScores, KeyValues]:
+        attention = PackAttention(trie, pack, past)
+        rows, row_of_pair = np.unique(trie.rows[pairs] - pack.start, return_inverse=True)
+        tokens = torch.as_tensor(trie.tokens[pack.start : pack.stop], device=self._device)[None]
+        positions = torch.as_tensor(trie.positions[pack.start : pack.stop], device=self._device)[None]
+        with (
+            _tree_attention(self._configs),
+            torch.no_grad(),
+            torch.autocast(self._device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None),
+        ):
+            logits = self._model(
+                input_ids=tokens,
+                position_ids=positions,
+                use_cache=False,
+                # A list, not a tensor: with the model spread over devices, the rows are picked on the last of them.
+                logits_to_keep=rows.tolist(),
+                **{PACK_ARGUMENT: attention},
+            ).logits[0]
+        if not attention.layers_seen:
+            raise UnsupportedAttentionError("the model doesn't use the registered attention function")
+        self.forwarded_tokens += pack.n_tokens
+        log_probs, greedy = read_logits(logits, row_of_pair, trie.targets[pairs])
+        return PackScores(pack.stop, pairs, log_probs, greedy), attention.kept
+
+
+def read_logits(
+    logits: torch.Tensor, rows: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Log-probabilities of some tokens, without the log-softmax of the rest.
+
+    Args:
+        logits: ``[rows, vocabulary]`` of any float type; read as float32, a few rows at a time.
+        rows: ``[p]`` row of each token.
+        targets: ``[p]`` the tokens.
+
+    Returns:
+        ``[p]`` log-probabilities in nats, and ``[p]`` whether the token is the row's first maximum.
+    """
+    targets_at, rows_at = (torch.as_tensor(values, device=logits.device) for values in (targets, rows))
+    normalizers, best = [], []
+    for part in logits.split(max(1, _LOGITS_AT_ONCE // logits.shape[1])):
+        normalizers.append(torch.logsumexp(part.float(), dim=-1))
+        best.append(part.argmax(dim=-1))
+    if not normalizers:
+        return np.empty(0, np.float64), np.empty(0, np.bool_)
+    log_probs = logits[rows_at, targets_at].float() - torch.cat(normalizers)[rows_at]
+    greedy = torch.cat(best)[rows_at] == targets_at
+    return log_probs.double().cpu().numpy(), greedy.cpu().numpy()
+
+
+@contextlib.contextmanager
+def _tree_attention(configs: Sequence[PreTrainedConfig]) -> Iterator[None]:
+    """While entered, the models that have these configurations call our attention function; afterwards their own."""
+    AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)
+    own = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = ATTENTION_NAME
+        yield
+    finally:
+        for config, implementation in zip(configs, own, strict=True):  # parents first: they set their children too
+            config._attn_implementation = implementation
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on a GPU or where a CPU allocation was refused."""
+    if isinstance(error, MemoryError):
+        return True
+    said = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in said)

@@ -1,0 +1,106 @@
+"""Which models the shared-prefix scorer can score exactly, found from the model alone, before anything is scored.
+
+For: `scorer` and for messages to the user. Not for: proof. A model that passes is still compared with lm_eval's own
+path at the start of a run (`scorer`), because a configuration can't say everything.
+
+The one idea: name what is known to be exact and refuse the rest. A token's key, value and logits must depend on its
+ancestors and its position alone; state, mixing across positions, virtual tokens, and rotary frequencies that follow
+the longest position of a forward break that.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedModel
+
+_PER_TOKEN_ADAPTERS = frozenset(
+    {"LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "VBLORA", "MISS", "BONE"}
+    | {"RANDLORA", "LN_TUNING", "TRAINABLE_TOKENS", "SHIRA", "C3A", "ROAD", "WAVEFT", "DELORA"}
+)
+_EXACT_LAYERS = frozenset({"full_attention", "sliding_attention"})
+_ROPE_BY_LONGEST_POSITION = frozenset({"dynamic", "longrope"})
+
+
+def reason_unsupported(lm: HFLM) -> str | None:
+    """Why `lm` must be scored by lm_eval's own path, or None if shared prefixes are exact for it.
+
+    Args:
+        lm: a loaded ``hf`` model of lm_eval or a subclass.
+
+    Returns:
+        A clause fit to follow "because", for example ``it is an encoder-decoder``.
+    """
+    if lm.backend != "causal":
+        return "it is an encoder-decoder"
+    if type(lm)._model_call is not HFLM._model_call:
+        return f"{type(lm).__name__} has a forward of its own"
+    adapters = _adapter_problem(lm.model)
+    if adapters:
+        return adapters
+    model = base_model(lm)
+    if not isinstance(model, PreTrainedModel):
+        return f"{type(model).__name__} isn't a transformers model"
+    checks: tuple[Callable[[Any], str | None], ...] = (_code_problem, _rope_problem, _attention_problem)
+    return next((problem for check in checks if (problem := check(model))), None)
+
+
+def base_model(lm: HFLM) -> Any:
+    """The transformers model inside `lm`, below any adapter."""
+    model = lm.model
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def _adapter_problem(model: Any) -> str | None:
+    """Adapters that do more than change what a single token's activations go through."""
+    for config in getattr(model, "peft_config", {}).values() if hasattr(model, "get_base_model") else ():
+        kind = getattr(config.peft_type, "value", str(config.peft_type))
+        if kind not in _PER_TOKEN_ADAPTERS:
+            return f"adapters of type {kind} aren't known to act on each token alone"
+        if getattr(config, "alora_invocation_tokens", None):
+            return "an activated LoRA depends on where its invocation stands in the sequence"
+    return None
+
+
+def _code_problem(model: PreTrainedModel) -> str | None:
+    name = type(model).__name__
+    if not type(model).__module__.startswith("transformers."):
+        return f"{name} isn't part of transformers, so its masks are unknown"
+    if getattr(model, "_is_stateful", False):
+        return f"{name} carries a recurrent state"
+    if not getattr(model, "_supports_attention_backend", False):
+        return f"{name} doesn't let its attention be replaced"
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return f"{name} can't restrict its logits to chosen positions"
+    if (getattr(model, "_tp_size", None) or 1) > 1:
+        return "it runs tensor-parallel"
+    return None
+
+
+def _rope_problem(model: PreTrainedModel) -> str | None:
+    config = model.config.get_text_config()
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    kinds = {str(entry.get("rope_type") or entry.get("type") or "default") for entry in nested}
+    for kind in sorted(kinds & _ROPE_BY_LONGEST_POSITION):
+        return f"its {kind} rotary scaling depends on the longest position of a forward"
+    return None
+
+
+def _attention_problem(model: PreTrainedModel) -> str | None:
+    config = model.config.get_text_config()
+    odd = sorted(set(getattr(config, "layer_types", None) or ()) - _EXACT_LAYERS)
+    if odd:
+        return f"it has layers of type {', '.join(odd)}"
+    if getattr(config, "attention_chunk_size", None) and not getattr(config, "layer_types", None):
+        return "it attends in chunks"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "it caps its attention scores"
+    if getattr(config, "use_bidirectional_attention", None) or getattr(config, "is_causal", True) is False:
+        return "its attention isn't causal"
+    if getattr(config, "num_kv_shared_layers", None):
+        return "its layers share keys and values"
+    return None
