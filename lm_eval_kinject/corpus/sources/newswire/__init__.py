@@ -1,0 +1,23 @@
+"""The newswire: a seeded generator of fictional news, with paraphrases and four-option questions.
+
+Events that never happened lie past every model's cut-off, so no model can have seen them. `kinds/*.yaml` hold the
+language (see docs/newswire-kinds.md), `kind.py` reads them, `names.py` composes names, `world.py` draws events,
+`realise.py` turns an event into text, `ask.py` into questions, `edition.py` puts a whole data set together, and
+`lint.py` is the editor who reads a new kind file.
+"""
+
+from lm_eval_kinject.corpus.sources.newswire.edition import Edition, EditionSize, make_edition, write_edition
+from lm_eval_kinject.corpus.sources.newswire.kind import READER_HELD_OUT_KINDS, Kind, load_kinds
+from lm_eval_kinject.corpus.sources.newswire.world import Event, World
+
+__all__ = [
+    "READER_HELD_OUT_KINDS",
+    "Edition",
+    "EditionSize",
+    "Event",
+    "Kind",
+    "World",
+    "load_kinds",
+    "make_edition",
+    "write_edition",
+]

@@ -1,0 +1,138 @@
+"""A whole data set from one seed: chunks, paraphrases, a validation set for tuning, and questions.
+
+The bundled edition under `tasks/current_events/` is `make_edition(BUNDLED_SEED)`; another seed gives another edition
+of the same shape. Source chunks are asked about, background chunks are not, and the few-shot questions have source
+chunks of their own. Validation paraphrases restate source chunks whose originals are trained on, as in the paper.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lm_eval_kinject.corpus.sources.newswire.ask import Examiner
+from lm_eval_kinject.corpus.sources.newswire.kind import Kind, load_kinds
+from lm_eval_kinject.corpus.sources.newswire.realise import realise
+from lm_eval_kinject.corpus.sources.newswire.world import Event, World
+from lm_eval_kinject.records import Question
+
+BUNDLED_SEED = 2042
+YEAR_OF_EVENTS = 2042
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EditionSize:
+    """How much an edition holds; the defaults are the bundled edition's (the paper's 910 questions)."""
+
+    sources: int = 455
+    questions_per_source: int = 2
+    paraphrases: int = 10
+    background: int = 2000
+    few_shot_sources: int = 10
+    validation_sources: int = 240
+    validation_paraphrases: int = 2
+
+    @property
+    def events(self) -> int:
+        """Events of all roles together."""
+        return self.sources + self.background + self.few_shot_sources
+
+
+@dataclass(frozen=True)
+class Edition:
+    """The tables of an edition, as rows ready for Parquet; see `write_edition` for the files they become."""
+
+    seed: int
+    size: EditionSize
+    events: Sequence[Event]
+    chunks: Sequence[Row]
+    paraphrases: Sequence[Row]
+    validation: Sequence[Row]
+    test: Sequence[Row]
+    dev: Sequence[Row]
+
+    def tables(self) -> Mapping[str, Sequence[Row]]:
+        """File path within the edition's folder → its rows."""
+        return {
+            "corpus/chunks.parquet": self.chunks,
+            "corpus/paraphrases.parquet": self.paraphrases,
+            "corpus/validation.parquet": self.validation,
+            "data/test.parquet": self.test,
+            "data/dev.parquet": self.dev,
+        }
+
+
+def make_edition(seed: int, size: EditionSize | None = None, kinds: Sequence[Kind] | None = None) -> Edition:
+    """Draw an edition. The same seed, size and kinds give the same rows on any machine."""
+    size = size or EditionSize()
+    world = World(seed=seed, kinds=kinds or load_kinds(), size=size.events)
+    rng = random.Random(f"edition:{seed}")
+    shuffled = list(world.events)
+    rng.shuffle(shuffled)
+    sources = sorted(shuffled[: size.sources], key=lambda e: e.id)
+    few_shot = sorted(shuffled[size.sources : size.sources + size.few_shot_sources], key=lambda e: e.id)
+    role = {e.id: "source" for e in sources} | {e.id: "few-shot" for e in few_shot}
+    tuned = sorted(rng.sample(sources, size.validation_sources), key=lambda e: e.id)
+    first_validation = 1 + size.paraphrases
+    examiner = Examiner(world.events, seed)
+    return Edition(
+        seed=seed,
+        size=size,
+        events=world.events,
+        chunks=[_chunk(e, role.get(e.id, "background")) for e in world.events],
+        paraphrases=[_paraphrase(e, n) for e in sources for n in range(1, first_validation)],
+        validation=[
+            _paraphrase(e, n)
+            for e in tuned
+            for n in range(first_validation, first_validation + size.validation_paraphrases)
+        ],
+        test=_questions(examiner, sources, size.questions_per_source, rng),
+        dev=_questions(examiner, few_shot, size.questions_per_source, rng),
+    )
+
+
+def _chunk(event: Event, role: str) -> Row:
+    return {
+        "id": event.id,
+        "title": "",
+        "text": realise(event, 0),
+        "kind": event.kind.kind,
+        "role": role,
+        "facts": json.dumps(dict(event.values), sort_keys=True),
+    }
+
+
+def _paraphrase(event: Event, number: int) -> Row:
+    return {"id": f"{event.id}/p{number:02d}", "chunk": event.id, "number": number, "text": realise(event, number)}
+
+
+def _questions(examiner: Examiner, events: Sequence[Event], each: int, rng: random.Random) -> list[Row]:
+    """``each`` questions an event, on different slots drawn at random."""
+    rows: list[Row] = []
+    for event in events:
+        for number, slot in enumerate(rng.sample(sorted(event.kind.questions), each)):
+            rows.append(_question_row(examiner.ask(event, slot, f"{event.id}/q{number}")))
+    return rows
+
+
+def _question_row(question: Question) -> Row:
+    row = asdict(question)
+    meta = row.pop("meta")
+    return {**row, "choices": list(question.choices), **meta}
+
+
+def write_edition(edition: Edition, folder: Path) -> None:
+    """Write an edition's Parquet files below ``folder`` (created if missing)."""
+    for name, rows in edition.tables().items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(list(rows)), path, compression="zstd", compression_level=19)

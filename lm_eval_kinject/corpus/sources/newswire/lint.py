@@ -1,0 +1,62 @@
+"""The editor who reads kind files: checks every rule and prints sample chunks and questions.
+
+Run it as ``python -m lm_eval_kinject.corpus.sources.newswire.lint FILE… [--samples N]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+from lm_eval_kinject.corpus.sources.newswire.ask import content_overlap
+from lm_eval_kinject.corpus.sources.newswire.kind import Kind, read_kind
+from lm_eval_kinject.corpus.sources.newswire.realise import MAX_WORDS, MIN_WORDS, missing_facts, realise
+from lm_eval_kinject.corpus.sources.newswire.world import World
+from lm_eval_kinject.errors import CorpusError
+
+
+def review(kind: Kind, samples: int) -> tuple[list[str], list[str]]:
+    """What to mend in a kind, and sample lines to read."""
+    events = World(seed=7, kinds=[kind], size=60).events
+    problems: list[str] = []
+    lengths: list[int] = []
+    for event in events:
+        for number in range(12):
+            text = realise(event, number)
+            lengths.append(len(text.split()))
+            if missing := missing_facts(event, text):
+                problems.append(f"{missing} not stated in: {text}")
+    if min(lengths) < MIN_WORDS or max(lengths) > MAX_WORDS:
+        problems.append(f"chunks have {min(lengths)} to {max(lengths)} words; {MIN_WORDS} to {MAX_WORDS} are wanted")
+    for slot, phrasings in kind.questions.items():
+        overlaps = [statistics.mean(content_overlap(p, e, realise(e)) for e in events) for p in phrasings]
+        if sum(o <= 0.35 for o in overlaps) < 1:
+            problems.append(f"questions for {slot}: none shares few words with the text ({overlaps})")
+    shown = [f"words: mean {statistics.mean(lengths):.0f}, {min(lengths)} to {max(lengths)}"]
+    for event in events[:samples]:
+        shown += ["", realise(event, 0), *(q[i % len(q)].format(**event.values) + f" -> {event.values[s]}"
+                                          for i, (s, q) in enumerate(kind.questions.items()))]
+    return problems, shown
+
+
+def main() -> int:
+    """Check the files named on the command line; 1 if anything is to be mended."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--samples", type=int, default=3)
+    arguments = parser.parse_args()
+    bad = 0
+    for path in arguments.files:
+        try:
+            problems, shown = review(read_kind(path), arguments.samples)
+        except CorpusError as error:
+            problems, shown = [str(error)], []
+        sys.stdout.write("\n".join([f"== {path.name}: {'OK' if not problems else 'TO MEND'}", *problems[:20], *shown]) + "\n")
+        bad += bool(problems)
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Worlds: a pool of names and a list of events drawn from it, fixed by seed, realm and kinds.
+
+People, towns and companies come from pools much smaller than the number of mentions, so that each recurs in several
+events and a retriever has to match the event, not the name. Every event has its own random stream, so that event n is
+the same whether 10 or 10,000 are drawn.
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from lm_eval_kinject.corpus.sources.newswire import names
+from lm_eval_kinject.corpus.sources.newswire.kind import (
+    ChoiceSlot,
+    CompanySlot,
+    ComposeSlot,
+    DateSlot,
+    Kind,
+    MoneySlot,
+    NumberSlot,
+    PersonSlot,
+    Slot,
+    TownSlot,
+    WeekdaySlot,
+)
+from lm_eval_kinject.errors import CorpusError
+
+_MONTHS = "January February March April May June July August September October November December".split()
+_WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+_MENTIONS_PER_PERSON = 5  # a name recurs about this often over a world
+_EVENTS_PER_TOWN = 8
+_EVENTS_PER_COMPANY = 12
+_TRIES = 1000  # draws until an event's name is given up as used up
+
+
+@dataclass(frozen=True)
+class Event:
+    """One fictional event: its kind and the rendered value of every slot."""
+
+    id: str
+    kind: Kind
+    values: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The event's full name."""
+        return self.kind.name.format(**self.values)
+
+
+@dataclass(frozen=True)
+class World:
+    """Events of one seed; ``size`` sets how many events the pools of names are made for."""
+
+    seed: int
+    kinds: Sequence[Kind]
+    size: int
+    realm: names.Realm = "public"
+
+    def _rng(self, *purpose: object) -> random.Random:
+        return random.Random(":".join(map(str, ("newswire", self.seed, self.realm, *purpose))))
+
+    @cached_property
+    def people(self) -> list[str]:
+        """The pool of people."""
+        return names.people(self._rng("people"), max(40, 3 * self.size // _MENTIONS_PER_PERSON), self.realm)
+
+    @cached_property
+    def towns(self) -> list[str]:
+        """The pool of towns."""
+        return names.towns(self._rng("towns"), min(1500, max(24, self.size // _EVENTS_PER_TOWN)), self.realm)
+
+    @cached_property
+    def companies(self) -> list[str]:
+        """The pool of companies."""
+        return names.companies(self._rng("companies"), min(300, max(24, self.size // _EVENTS_PER_COMPANY)), self.realm)
+
+    @cached_property
+    def events(self) -> list[Event]:
+        """``size`` events, kinds in turn, no two of a kind with the same anchor."""
+        events: list[Event] = []
+        taken: set[tuple[str, ...]] = set()
+        for number in range(self.size):
+            kind = self.kinds[number % len(self.kinds)]
+            rng = self._rng("event", number)
+            for _ in range(_TRIES):
+                values = self._draw_values(kind, rng)
+                anchor = (kind.kind, *(values[slot] for slot in kind.anchor))
+                if anchor not in taken:
+                    break
+            else:
+                raise CorpusError(
+                    f"kind {kind.kind!r} has no name left for event {number} of {self.size}; ask for fewer events"
+                )
+            taken.add(anchor)
+            events.append(Event(f"nw{self.seed}-{number:05d}", kind, values))
+        return events
+
+    def _draw_values(self, kind: Kind, rng: random.Random) -> dict[str, str]:
+        """A value for every slot; no two slots of an event share one."""
+        values: dict[str, str] = {}
+        for slot, spec in kind.slots.items():
+            value = self.draw(spec, rng)
+            while value in values.values():
+                value = self.draw(spec, rng)
+            values[slot] = value
+        return values
+
+    def draw(self, spec: Slot, rng: random.Random) -> str:
+        """A rendered value for one slot."""
+        match spec:
+            case PersonSlot():
+                return rng.choice(self.people)
+            case TownSlot():
+                return rng.choice(self.towns)
+            case CompanySlot():
+                return rng.choice(self.companies)
+            case DateSlot():
+                day = datetime.date(2042, 1, 1) + datetime.timedelta(days=rng.randrange(365))
+                return f"{day.day} {_MONTHS[day.month - 1]}"
+            case WeekdaySlot():
+                return rng.choice(_WEEKDAYS)
+            case NumberSlot():
+                return _number(spec, rng)
+            case MoneySlot():
+                return _money(spec, rng)
+            case ChoiceSlot():
+                return rng.choice(spec.of)
+            case ComposeSlot():
+                name = names.compose(rng, spec.parts, spec.join, self.realm)
+                return f"{spec.prefix}{name}{spec.suffix}"
+
+
+def _number(spec: NumberSlot, rng: random.Random) -> str:
+    steps = round((spec.high - spec.low) / spec.step)
+    value = spec.low + spec.step * rng.randint(0, steps)
+    shown = f"{value:,.1f}" if spec.step < 1 else f"{round(value):,}"
+    return f"{shown} {spec.unit}".strip()
+
+
+def _money(spec: MoneySlot, rng: random.Random) -> str:
+    value = f"{rng.uniform(spec.low, spec.high):.1f}"
+    if spec.scale == "thousand":
+        return f"{round(float(value) * 1000):,} crowns"
+    return f"{value.removesuffix('.0')} {spec.scale} crowns"

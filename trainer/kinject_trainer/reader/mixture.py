@@ -1,0 +1,294 @@
+"""What the reader trains on: rows of token ids, each token with the weight of its loss.
+
+Three kinds of row, all from worlds of the realm ``reader`` and without the held-out kinds and phrasings:
+
+- *reading*: one to five chunks in the prompt, then questions about any of them, as option texts (cloze) or letters,
+  sometimes after few-shot examples whose chunks aren't there (their answers carry no loss). Early rows have single
+  sentences in place of chunks.
+- *statements*: chunks of the recall world, a fixed world of older events, in ever new wordings.
+- *closed book*: questions about half of the recall world's facts, with nothing in the prompt.
+
+A batch is a pure function of seed and step, so a resumed training sees what an uninterrupted one sees.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lm_eval_kinject.corpus.sources.newswire.ask import Examiner
+from lm_eval_kinject.corpus.sources.newswire.kind import READER_HELD_OUT_KINDS, Kind, load_kinds
+from lm_eval_kinject.corpus.sources.newswire.realise import realise
+from lm_eval_kinject.corpus.sources.newswire.world import Event, World
+from lm_eval_kinject.records import Question
+
+RECALL_SEED, RECALL_EVENTS = 1901, 600
+READING_SEED, READING_EVENTS, READING_WORLDS = 2000, 3600, 10
+PROBE_SEED, PROBE_EVENTS = 1903, 1_400
+LETTERS = "ABCD"
+DESCRIPTION = "The following are multiple choice questions (with answers) about current events.\n\n"
+
+ANSWER_WEIGHT, LETTER_WEIGHT, STATEMENT_WEIGHT, CONTEXT_WEIGHT = 10.0, 30.0, 1.0, 0.25
+"""Loss weights. An answer is a few tokens of a row of hundreds; a letter is one."""
+
+_WORDINGS = 40  # realisations of one recall event
+_PEERS = 12  # events that lend wrong options
+
+
+def training_kinds() -> list[Kind]:
+    """The kinds and phrasings that the reader may see."""
+    return [k.for_reader_training() for k in load_kinds() if k.kind not in READER_HELD_OUT_KINDS]
+
+
+@dataclass
+class Row:
+    """Token ids and the loss weight of each; ``spans`` are the (start, end) of the answers that carry loss."""
+
+    ids: list[int]
+    weights: list[float]
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+class RowWriter:
+    """Builds one row piece by piece."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False)
+        self._eos = tokenizer.eos_token_id
+        self.row = Row([tokenizer.bos_token_id], [0.0])
+        self._bos = tokenizer.bos_token_id
+
+    def text(self, text: str, weight: float) -> None:
+        """Append text whose tokens weigh ``weight``."""
+        ids = self._encode(text)
+        self.row.ids += ids
+        self.row.weights += [weight] * len(ids)
+
+    def answer(self, text: str, weight: float) -> None:
+        """Append an answer and remember where it stands."""
+        start = len(self.row.ids)
+        self.text(text, weight)
+        self.row.spans.append((start, len(self.row.ids)))
+
+    def end(self, weight: float = CONTEXT_WEIGHT) -> Row:
+        """Close the row with EOS."""
+        self.row.ids.append(self._eos)
+        self.row.weights.append(weight)
+        return self.row
+
+    def new_document(self, weight: float) -> None:
+        """EOS, then BOS: the next document of the same row."""
+        self.row.ids += [self._eos, self._bos]
+        self.row.weights += [weight, 0.0]
+
+
+def cloze_prompt(question: Question) -> str:
+    """The prompt of current_events_cloze, up to the answer's leading space."""
+    return f"Question: {question.question}\nAnswer:"
+
+
+def letters_prompt(question: Question) -> str:
+    """The prompt of current_events, up to the letter's leading space."""
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True))
+    return f"{question.question}\n{options}\nAnswer:"
+
+
+def write_question(writer: RowWriter, question: Question, letters: bool, loss: bool) -> None:
+    """One question with its answer, in either format; without loss it is a few-shot example."""
+    text = CONTEXT_WEIGHT if loss else 0.0
+    if letters:
+        writer.text(letters_prompt(question), text / 2)
+        writer.answer(f" {LETTERS[question.answer]}", LETTER_WEIGHT if loss else 0.0)
+    else:
+        writer.text(cloze_prompt(question), text)
+        writer.answer(f" {question.choices[question.answer]}", ANSWER_WEIGHT if loss else 0.0)
+    if not loss:
+        writer.row.spans.pop()
+
+
+@dataclass(frozen=True)
+class ReadingShape:
+    """What a reading row looks like."""
+
+    chunks: int
+    questions: int
+    letters: bool
+    sentences_only: bool = False
+    examples: int = 0
+
+
+class Mixture:
+    """Writes the reader's training batches.
+
+    Args:
+        tokenizer: the reader's.
+        seed: fixes everything.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> None:
+        self.tokenizer = tokenizer
+        self.seed = seed
+
+    @cached_property
+    def reading_worlds(self) -> list[World]:
+        """Fresh events to read about; several worlds, since one has only some hundred names of each kind."""
+        kinds = training_kinds()
+        return [World(READING_SEED + n, kinds, READING_EVENTS, "reader") for n in range(READING_WORLDS)]
+
+    @cached_property
+    def recall_world(self) -> World:
+        """The older events that the reader knows by heart."""
+        return World(RECALL_SEED, training_kinds(), RECALL_EVENTS, "reader")
+
+    def reading_row(self, world: World, shape: ReadingShape, rng: random.Random) -> Row:
+        """Chunks, then questions about them."""
+        events = _neighbours(world.events, shape.chunks, rng)
+        # Wrong options come mostly from the very chunks in the prompt: to know which values are there is not enough.
+        examiner = Examiner([*events, *events, *_peers(world.events, events, rng)], rng.getrandbits(30))
+        writer = RowWriter(self.tokenizer)
+        if shape.letters and rng.random() < 0.5:
+            writer.text(DESCRIPTION, 0.0)
+        for _ in range(shape.examples):
+            shown = rng.choice(world.events)
+            examples = Examiner(_peers(world.events, [shown], rng), rng.getrandbits(30))
+            question = examples.ask(shown, rng.choice(sorted(shown.kind.questions)), "")
+            write_question(writer, question, shape.letters, loss=False)
+            writer.text("\n\n", 0.0)
+        asked = [(e, slot) for e in events for slot in e.kind.questions]
+        rng.shuffle(asked)
+        asked = asked[: shape.questions]
+        stated = {e.id: {slot for owner, slot in asked if owner is e} for e in events}
+        for event in events:
+            text = realise(event, rng.randrange(1000), stream="reader")
+            if shape.sentences_only:
+                text = _sentences_with([event.values[s] for s in stated[event.id]], text)
+            writer.text(text + "\n\n", CONTEXT_WEIGHT)
+        for number, (event, slot) in enumerate(asked):
+            if number:
+                writer.text("\n\n", CONTEXT_WEIGHT)
+            write_question(writer, examiner.ask(event, slot, ""), shape.letters, loss=True)
+        return writer.end()
+
+    def statements_row(self, rng: random.Random, length: int) -> Row:
+        """Chunks of the recall world one after the other, as a corpus is trained on."""
+        writer = RowWriter(self.tokenizer)
+        while len(writer.row.ids) < length:
+            if len(writer.row.ids) > 1:
+                writer.new_document(STATEMENT_WEIGHT)
+            event = rng.choice(self.recall_world.events)
+            writer.text(realise(event, rng.randrange(_WORDINGS), stream="reader"), STATEMENT_WEIGHT)
+        return _cut(writer.end(STATEMENT_WEIGHT), length)
+
+    def closed_book_row(self, rng: random.Random, length: int, *, asked: bool = True) -> Row:
+        """Questions about the recall world with nothing in the prompt; ``asked``: the half that is trained on."""
+        writer = RowWriter(self.tokenizer)
+        examiner = self._recall_examiner
+        while len(writer.row.ids) < length:
+            if len(writer.row.ids) > 1:
+                writer.new_document(CONTEXT_WEIGHT)
+            event = rng.choice(self.recall_world.events)
+            slots = [s for s in event.kind.questions if is_asked(event, s) == asked]
+            if slots:
+                write_question(writer, examiner.ask(event, rng.choice(slots), ""), rng.random() < 0.2, loss=True)
+        return _cut(writer.end(), length)
+
+    @cached_property
+    def _recall_examiner(self) -> Examiner:
+        return Examiner(self.recall_world.events, self.seed)
+
+    def step(self, step: int, progress: float, tokens: int) -> list[list[Row]]:
+        """The micro-batches of one optimizer step.
+
+        Args:
+            step: its number, the random stream's name.
+            progress: 0 at the start of training, 1 at its end; moves the mixture from sentences to five chunks, and
+                from reading alone to reading and recall.
+            tokens: about how many tokens a micro-batch holds.
+        """
+        rng = random.Random(f"mixture:{self.seed}:{step}")
+        batches = [self._reading_batch(rng, progress, tokens, letters) for letters in (False, True)]
+        if progress > RECALL_FROM:
+            batches.append(self._recall_batch(rng, tokens))
+        return batches
+
+    def _reading_batch(self, rng: random.Random, progress: float, tokens: int, letters: bool) -> list[Row]:
+        shape = _draw_shape(rng, progress, letters)
+        rows: list[Row] = []
+        while sum(len(r.ids) for r in rows) < tokens:
+            rows.append(self.reading_row(rng.choice(self.reading_worlds), shape, rng))
+        return rows
+
+    def _recall_batch(self, rng: random.Random, tokens: int) -> list[Row]:
+        length = 512
+        count = max(2, tokens // length)
+        closed = count * 2 // 5
+        rows = [self.statements_row(rng, length) for _ in range(count - closed)]
+        return rows + [self.closed_book_row(rng, length) for _ in range(closed)]
+
+
+RECALL_FROM = 0.4
+
+
+def is_asked(event: Event, slot: str) -> bool:
+    """Whether the reader trains on questions for this fact of the recall world: a fixed half of them."""
+    return random.Random(f"asked:{event.id}:{slot}").random() < 0.5
+
+
+def collate(rows: Sequence[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows → (ids, weights), each [rows, longest], padded at the right with weight 0."""
+    longest = max(len(r.ids) for r in rows)
+    ids = torch.full((len(rows), longest), pad)
+    weights = torch.zeros(len(rows), longest)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        weights[i, : len(row.ids)] = torch.tensor(row.weights)
+    return ids, weights
+
+
+def _draw_shape(rng: random.Random, progress: float, letters: bool) -> ReadingShape:
+    if progress < 0.08 or (progress < 0.25 and rng.random() < 0.4):
+        return ReadingShape(rng.choice((1, 1, 2, 3, 4)), 8, letters, sentences_only=True)
+    most = 1 if progress < 0.12 else 3 if progress < 0.3 else 5
+    chunks = rng.randint(1, most)
+    examples = rng.choice((0, 0, 0, 0, 1, 2, 3, 5)) if progress > 0.2 else 0
+    return ReadingShape(chunks, 6 if letters else 10, letters, examples=examples)
+
+
+def _neighbours(events: Sequence[Event], count: int, rng: random.Random) -> list[Event]:
+    """``count`` different events, most of one kind (a retriever brings chunks that look alike)."""
+    first = rng.choice(events)
+    chosen = {first.id: first}
+    while len(chosen) < count:
+        event = _same_kind(events, first, rng) if rng.random() < 0.8 else rng.choice(events)
+        chosen.setdefault(event.id, event)
+    result = list(chosen.values())
+    rng.shuffle(result)
+    return result
+
+
+def _peers(events: Sequence[Event], of: Sequence[Event], rng: random.Random) -> list[Event]:
+    """Some more events of each kind in ``of``, for wrong options."""
+    one_each = {e.kind.kind: e for e in of}.values()
+    return [_same_kind(events, e, rng) for e in one_each for _ in range(_PEERS)]
+
+
+def _same_kind(events: Sequence[Event], event: Event, rng: random.Random) -> Event:
+    """Another event of the same kind: kinds take turns in a world's list, so they stand at equal steps."""
+    kinds = next(i for i, e in enumerate(events) if i and e.kind.kind == events[0].kind.kind)
+    place = int(event.id.rsplit("-", 1)[1]) % kinds
+    return events[rng.randrange(len(events) // kinds) * kinds + place]
+
+
+def _sentences_with(values: Sequence[str], text: str) -> str:
+    """The sentences of a chunk that state one of ``values``, after its lead."""
+    lead, *rest = [s if s.endswith(".") else s + "." for s in text.split(". ")]
+    return " ".join([lead, *(s for s in rest if any(v.lower() in s.lower() for v in values))])
+
+
+def _cut(row: Row, length: int) -> Row:
+    return Row(row.ids[:length], row.weights[:length], [s for s in row.spans if s[1] <= length])

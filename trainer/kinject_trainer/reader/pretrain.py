@@ -1,0 +1,170 @@
+"""Train the reader from scratch: ``python -m kinject_trainer.reader.pretrain --out runs/reader``.
+
+Plain causal-LM training with per-token loss weights. Muon moves the matrices, AdamW the rest. Every random draw is a
+function of seed and step, and a checkpoint holds all state, so a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from kinject_trainer.reader.mixture import Mixture, Row, collate, training_kinds
+from kinject_trainer.reader.probe import probe
+from kinject_trainer.reader.vocabulary import train_tokenizer
+from lm_eval_kinject.corpus.sources.newswire.ask import Examiner
+from lm_eval_kinject.corpus.sources.newswire.realise import realise
+from lm_eval_kinject.corpus.sources.newswire.world import World
+
+_log = logging.getLogger(__name__)
+
+WARM_UP, DECAY = 60, 0.3  # steps; share of the steps
+MATRIX_RATE, OTHER_RATE = 0.01, 2e-3
+
+
+def new_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A fresh reader: 5.3 M parameters, plain Llama architecture."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=4096,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def make_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``, trained first if it isn't there yet."""
+    if not (folder / "tokenizer.json").exists():
+        world = World(1904, training_kinds(), 3600, "reader")
+        examiner = Examiner(world.events, 0)
+        rng = random.Random(0)
+        texts = [realise(event, 0, stream="reader") for event in world.events]
+        for event in world.events[:1500]:
+            question = examiner.ask(event, rng.choice(sorted(event.kind.questions)), "")
+            texts.append(f"Question: {question.question}\nAnswer: {question.choices[question.answer]}\n\n")
+            texts.append(f"{question.question}\nA. {question.choices[0]}\nB. {question.choices[1]}\nAnswer: A\n\n")
+        train_tokenizer(texts).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Share of the peak rate at a step: linear warm-up, flat, then linear to zero over the last part."""
+    left = (steps - step) / (DECAY * steps)
+    return min(1.0, (step + 1) / WARM_UP, left)
+
+
+def weighted_loss(model: LlamaForCausalLM, rows: list[Row], pad: int) -> torch.Tensor:
+    """Mean negative log-likelihood of a micro-batch under its tokens' weights."""
+    ids, weights = collate(rows, pad)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(input_ids=ids, use_cache=False).logits
+    nll = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    target = weights[:, 1:].flatten()
+    return (nll * target).sum() / target.sum()
+
+
+def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def save_checkpoint(path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+    """Write all state, atomically."""
+    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Run, or go on with, a training."""
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(arguments.seed)
+    tokenizer = make_tokenizer(out)
+    mixture = Mixture(tokenizer, arguments.seed)
+    model = new_model(tokenizer)
+    optimizers = make_optimizers(model)
+    peaks = [o.param_groups[0]["lr"] for o in optimizers]
+    first = 0
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first = state["step"]
+    seen, began = 0, time.time()
+    for step in range(first, arguments.steps):
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * learning_rate(step, arguments.steps)
+        batches = mixture.step(step, step / arguments.steps, arguments.tokens)
+        losses = []
+        for rows in batches:
+            loss = weighted_loss(model, rows, tokenizer.pad_token_id)
+            (loss / len(batches)).backward()
+            losses.append(loss.item())
+            seen += sum(len(r.ids) for r in rows)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if not math.isfinite(sum(losses)):
+            raise FloatingPointError(f"the loss is not finite at step {step}; the last checkpoint is {checkpoint}")
+        entry: dict[str, Any] = {
+            "step": step,
+            "losses": [round(v, 4) for v in losses],
+            "norm": round(norm, 3),
+            "tokens_per_second": round(seen / (time.time() - began)),
+        }
+        if (step + 1) % arguments.probe_every == 0 or step + 1 == arguments.steps:
+            entry["probe"] = {name: round(value, 3) for name, value in probe(model, mixture).items()}
+        if "probe" in entry or step % 10 == 0:
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(entry) + "\n")
+            _log.info("%s", json.dumps(entry))
+        if (step + 1) % arguments.save_every == 0 or step + 1 == arguments.steps:
+            save_checkpoint(checkpoint, model, optimizers, step + 1)
+    model.to(torch.bfloat16).save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+
+
+def main() -> None:
+    """Command line of the training."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished run there goes on")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of a micro-batch")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--probe-every", type=int, default=150)
+    parser.add_argument("--save-every", type=int, default=50)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
