@@ -73,7 +73,7 @@ def install():
 '''
 
 
-# The hooks that pip and build call --------------------------------------------------------------------------------------
+# The hooks that pip and build call ------------------------------------------------------------------------------------
 
 get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist
 prepare_metadata_for_build_wheel = build_meta.prepare_metadata_for_build_wheel
@@ -99,7 +99,7 @@ def build_editable(wheel_directory: str, config_settings: Any = None, metadata_d
     return _write_wheel(wheel_directory, _editable_files())
 
 
-# What goes in -----------------------------------------------------------------------------------------------------------
+# What goes in ---------------------------------------------------------------------------------------------------------
 
 
 def _wheel_files() -> dict[str, bytes]:
@@ -139,7 +139,7 @@ def _read_tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-# The file format --------------------------------------------------------------------------------------------------------
+# The file format ------------------------------------------------------------------------------------------------------
 
 
 def _write_wheel(directory: str, files: dict[str, bytes]) -> str:

@@ -45,8 +45,8 @@ Way = Literal["entry point", "start-up hook", "module", "off"]
 def _data_dir(name: str) -> Path:
     """A top-level folder of the project: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent
-    shipped = package / "_data" / name
-    return shipped if shipped.is_dir() else package.parent / name
+    is_checkout = (package.parent / "build_backend.py").is_file()
+    return package.parent / name if is_checkout else package / "_data" / name
 
 
 def tasks_dir() -> Path:
