@@ -1,0 +1,371 @@
+"""From requests to prompts with retrieved text: in one batch, in place, once.
+
+What it is for: `PromptWriter` takes the Instances of one call of a model, finds out what each asks and of which
+corpus, searches everything together, and puts the text where ``placement`` says. What it does not do: it scores
+nothing and loads no language model; tokens, window and chat template come from its `Host`.
+
+Ideas. *Requests that ask the same are one*: the options of a question share its query, its budget and its text.
+*The place is found, not guessed*: the task is asked again how it renders the question, and the prompt must end with
+just that; a prompt that went through a chat template is rendered anew from its messages, with the text in the last
+user turn (``start``: in the first)::
+
+    plain        description, examples, [text] question
+    start        [text] description, examples, question
+    chat         <bos> system | user: example | model: answer | user: [text] question | model:
+    chat, start  <bos> system | user: [text] example | model: answer | user: question | model:
+
+Instances are rewritten in place, so that ``--log_samples`` shows the prompt that was scored, and carry their trace as
+a third argument; `PromptWriter.bare` strips it before scoring. An Instance that this writer has rewritten is left
+alone when it comes again (repeats, padding between ranks).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lm_eval.api.instance import Instance
+
+from lm_eval_kinject.context.compose import Composer, markers_of
+from lm_eval_kinject.corpus import Corpus, load_corpus
+from lm_eval_kinject.errors import ArgumentError, ContextError
+from lm_eval_kinject.models import task_hook
+from lm_eval_kinject.models.arguments import WHERE, RagArguments
+from lm_eval_kinject.records import Hit, Query, Trace
+
+__all__ = ["DEPTH", "Host", "Library", "PromptWriter", "Written", "clock", "mark_on"]
+
+DEPTH = 5
+"""Hits looked at for recall@5 where the gold chunk is known, also when fewer go into the prompt."""
+
+_SLACK = 8
+"""Tokens kept free, as the parts of a prompt may be cut into a few tokens more together than apart."""
+
+_SHOWN = 50
+"""Most hits and dropped chunks that a sample log lists, beside those in the prompt."""
+
+_ATTRIBUTE = "kinject_written"
+
+
+class Host(Protocol):
+    """What a language model must offer to the writer."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A transformers tokenizer."""
+
+    def count(self, text: str, *, bare: bool) -> int:
+        """Tokens of a text; with ``bare``, without BOS and EOS."""
+
+    def room(self, request_type: str, arguments: Sequence[Any]) -> int:
+        """Tokens of the window that a request leaves free."""
+
+    def render(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
+        """The prompt that the chat template makes of messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The mark on a rewritten Instance: by whom, from which arguments, and what happened.
+
+    ``hits`` are all that were looked at, `DEPTH` at least where there is a gold chunk; the trace has the prompt's own.
+    """
+
+    writer: PromptWriter
+    original: tuple[Any, ...]
+    trace: Trace
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Instances that ask the same, and what they ask of which corpus."""
+
+    instances: list[Any]
+    query: Query
+    corpus: str
+    where: str
+
+
+@dataclass
+class Library:
+    """Corpora and retrievers of a run, each loaded when first needed.
+
+    Attributes:
+        arguments: ours.
+        device: where an embedding model runs, for example ``cpu``.
+        seconds: time spent per stage (``corpus``, ``index``, ``retrieval``).
+    """
+
+    arguments: RagArguments
+    device: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    corpora: dict[str, Corpus] = field(default_factory=dict)
+    retrievers: dict[str, Any] = field(default_factory=dict)
+
+    def corpus(self, spec: str) -> Corpus:
+        """Loads a corpus and checks that it holds as many chunks as are asked for.
+
+        Raises:
+            CorpusError: it can't be loaded.
+            ArgumentError: ``k`` is larger than the corpus.
+        """
+        if spec not in self.corpora:
+            with clock(self.seconds, "corpus"):
+                corpus = load_corpus(spec)
+            if self.arguments.k > len(corpus.chunks) and self.arguments.retriever != "full":
+                raise ArgumentError(
+                    f"k={self.arguments.k}, but the corpus {corpus.name} has only {len(corpus.chunks)} chunks; "
+                    "lower k=, or pass a larger corpus=",
+                    WHERE,
+                )
+            self.corpora[spec] = corpus
+        return self.corpora[spec]
+
+    def retriever(self, spec: str) -> Any:
+        """Returns the retriever over a corpus, with its index built or opened."""
+        if spec not in self.retrievers:
+            corpus = self.corpus(spec)
+            from lm_eval_kinject.retrieval import make_retriever  # heavy
+
+            asked = self.arguments
+            with clock(self.seconds, "index"):
+                self.retrievers[spec] = make_retriever(
+                    asked.retriever,
+                    corpus,
+                    dtype=asked.retriever_dtype,
+                    index=asked.index,
+                    revision=asked.retriever_revision,
+                    seed=asked.retriever_seed,
+                    device=self.device,
+                )
+        return self.retrievers[spec]
+
+    def search(self, spec: str, queries: Sequence[Query]) -> dict[Query, tuple[Hit, ...]]:
+        """Searches a corpus for all queries in one batch, equal ones once."""
+        unique = list(dict.fromkeys(queries))
+        retriever = self.retriever(spec)
+        deep = any(query.gold is not None for query in unique)
+        depth = min(max(self.arguments.k, DEPTH) if deep else self.arguments.k, len(self.corpora[spec].chunks))
+        with clock(self.seconds, "retrieval"):
+            found = retriever.search(unique, depth)
+        return dict(zip(unique, (tuple(hits) for hits in found), strict=True))
+
+
+class clock:
+    """Adds the seconds that its block takes to ``seconds[stage]``."""
+
+    def __init__(self, seconds: dict[str, float], stage: str) -> None:
+        self._seconds, self._stage, self._began = seconds, stage, 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        passed = time.perf_counter() - self._began
+        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + passed
+
+
+class PromptWriter:
+    """Puts retrieved text into the prompts of one model.
+
+    Args:
+        arguments: ours.
+        host: the model.
+        library: where chunks come from.
+    """
+
+    def __init__(self, arguments: RagArguments, host: Host, library: Library) -> None:
+        self._arguments = arguments
+        self._host = host
+        self._library = library
+        self._composer = Composer(
+            lambda text: host.count(text, bare=True), markers_of(host.tokenizer), arguments.template
+        )
+        self._messages: dict[str, tuple[list[dict[str, str]], bool]] = {}
+
+    def remember(self, prompt: str, messages: list[dict[str, str]], generation_prompt: bool) -> None:
+        """Notes of which messages a chat template made a prompt."""
+        self._messages[prompt] = ([dict(message) for message in messages], generation_prompt)
+
+    def write(self, requests: Sequence[Any]) -> list[Written]:
+        """Rewrites, in place, the Instances that haven't been yet; those with an empty context stay as they are.
+
+        Returns:
+            The marks of the Instances rewritten now, one a question.
+
+        Raises:
+            ContextError: a question, its query, its gold chunk or room for its text can't be found.
+            ArgumentError: no corpus is known for a task.
+        """
+        fresh = {id(r): r for r in requests if r.args[0] != "" and not self._is_mine(r)}
+        asked = [self._asked(instances) for instances in _by_question(fresh.values())]
+        found: dict[str, dict[Query, tuple[Hit, ...]]] = {}
+        for spec in dict.fromkeys(a.corpus for a in asked):
+            found[spec] = self._library.search(spec, [a.query for a in asked if a.corpus == spec])
+        with clock(self._library.seconds, "composition"):
+            return [self._compose(a, found[a.corpus][a.query]) for a in asked]
+
+    def bare(self, request: Any) -> Any:
+        """Returns an Instance as lm_eval's own scorer expects it: without the trace."""
+        return Instance(
+            request_type=request.request_type,
+            doc=request.doc,
+            arguments=request.arguments[:2],
+            idx=request.idx,
+            metadata=(request.task_name, request.doc_id, request.repeats),
+        )
+
+    # What is asked --------------------------------------------------------------------------------------------------
+
+    def _is_mine(self, request: Any) -> bool:
+        mark = mark_on(request)
+        if mark is not None and mark.writer is not self:
+            request.arguments = mark.original  # another model's text doesn't belong into our prompt
+            return False
+        return mark is not None
+
+    def _asked(self, instances: list[Any]) -> _Asked:
+        first = instances[0]
+        where = task_hook.where(first)
+        said = task_hook.declaration(first)
+        rendered, choices, varies = task_hook.rendered_question(first)
+        if varies and self._arguments.rule.mode != "template":
+            raise ContextError(
+                f"{where}: in this task the question differs from option to option, so asking with it would give the "
+                "answer away. Pass query=FILE, a file with a Jinja template over the document."
+            )
+        text = self._arguments.rule.text(
+            first.doc if isinstance(first.doc, Mapping) else {},
+            where=where,
+            declared=said.query,
+            rendered=rendered,
+            choices=choices,
+        )
+        gold = first.doc.get(said.gold) if said.gold and isinstance(first.doc, Mapping) else None
+        if gold is None and self._arguments.retriever == "oracle":
+            raise ContextError(
+                f"{where}: retriever=oracle needs the chunk that the question was made from, and the task names none. "
+                "Declare its field in the task's YAML (metadata: kinject: gold:), or pass another retriever."
+            )
+        return _Asked(instances, Query(text, None if gold is None else str(gold)), self._corpus(first, said), where)
+
+    def _corpus(self, instance: Any, said: task_hook.Declaration) -> str:
+        spec = self._arguments.corpus or said.corpus
+        if spec is None:
+            raise ArgumentError(
+                f"corpus= is missing: the task {instance.task_name} declares no corpus of its own; pass "
+                "corpus=PATH (a folder or file), a Hub dataset id or a bundled name, or k=0",
+                WHERE,
+            )
+        return spec
+
+    # What is written ------------------------------------------------------------------------------------------------
+
+    def _compose(self, asked: _Asked, hits: tuple[Hit, ...]) -> Written:
+        room = min(self._host.room(i.request_type, i.args) for i in asked.instances) - _SLACK
+        if room < 1:
+            raise ContextError(
+                f"{asked.where}: the prompt fills the model's window before any retrieved text is in it (free: "
+                f"{room + _SLACK} tokens, of which {_SLACK} are kept in reserve). Lower --num_fewshot, raise "
+                "max_length= if the model allows it, or pass k=0."
+            )
+        limit = self._arguments.context_tokens
+        top = hits[: self._arguments.k]
+        if self._arguments.retriever == "full":
+            top = hits  # all there is; the budget decides
+        made = self._composer.compose(top, room if limit is None else min(room, limit), where=asked.where)
+        query = asked.query
+        trace = Trace(query.text, top, made.used, made.dropped, made.truncated, made.tokens, query.gold)
+        written = None
+        for instance in asked.instances:
+            arguments = instance.args
+            prompt = self._insert(instance, arguments[0], made.text) if made.text else arguments[0]
+            written = Written(self, arguments, trace, hits)
+            instance.arguments = (prompt, *arguments[1:], {"kinject": _as_log(trace)})
+            setattr(instance, _ATTRIBUTE, written)
+        assert written is not None  # a group has at least one Instance
+        return written
+
+    def _insert(self, instance: Any, prompt: str, text: str) -> str:
+        origin = task_hook.origin_of(instance)
+        if prompt in self._messages:
+            return self._insert_in_turn(instance, prompt, text)
+        if origin is not None and origin.chat:
+            raise ContextError(
+                f"{task_hook.where(instance)}: the task changes its prompt after the chat template, so the user's turn "
+                "can't be found in it. Run this task without --apply_chat_template, or with k=0."
+            )
+        if self._arguments.placement == "start":
+            bos = str(getattr(self._host.tokenizer, "bos_token", None) or "")
+            head = len(bos) if bos and prompt.startswith(bos) else 0
+            return prompt[:head] + text + prompt[head:]
+        question = self._question(instance)
+        for ending in task_hook.endings(instance, question):
+            if prompt.endswith(question + ending):
+                place = len(prompt) - len(question) - len(ending)
+                return prompt[:place] + text + prompt[place:]
+        raise self._lost(instance)
+
+    def _insert_in_turn(self, instance: Any, prompt: str, text: str) -> str:
+        messages, generation_prompt = self._messages[prompt]
+        changed = [dict(message) for message in messages]
+        turns = [message for message in changed if message["role"] == "user"]
+        if not turns:
+            raise self._lost(instance)
+        if self._arguments.placement == "start":
+            turns[0]["content"] = text + turns[0]["content"]
+        else:
+            question, content = self._question(instance), turns[-1]["content"]
+            if not content.endswith(question):
+                raise self._lost(instance)
+            turns[-1]["content"] = content[: len(content) - len(question)] + text + question
+        return self._host.render(changed, generation_prompt)
+
+    def _question(self, instance: Any) -> str:
+        question, _, _ = task_hook.rendered_question(instance)
+        if not question:
+            raise self._lost(instance)
+        return question
+
+    def _lost(self, instance: Any) -> ContextError:
+        return ContextError(
+            f"{task_hook.where(instance)}: the asked question can't be found at the end of its prompt, so there is no "
+            "place directly before it. Pass placement=start (the text goes before everything), and query=FILE if the "
+            "question itself can't be told from the document."
+        )
+
+
+def mark_on(instance: Any) -> Written | None:
+    """Returns the mark of the writer that rewrote an Instance, if one did."""
+    return getattr(instance, _ATTRIBUTE, None)
+
+
+def _by_question(instances: Iterable[Any]) -> Iterable[list[Any]]:
+    """Groups the Instances of one document of one task; an Instance without a task stands alone."""
+    groups: dict[Any, list[Any]] = {}
+    for instance in instances:
+        known = task_hook.origin_of(instance) is not None
+        key = (instance.task_name, instance.doc_id) if known else id(instance)
+        groups.setdefault(key, []).append(instance)
+    return groups.values()
+
+
+def _as_log(trace: Trace) -> dict[str, Any]:
+    """A trace as plain JSON, with the hits' ids, ranks and scores (their texts stand in the prompt).
+
+    Of a whole corpus (``retriever=full``) only the hits in the prompt and the last few that were dropped are listed.
+    """
+    shown = trace.hits[: max(len(trace.used), _SHOWN)]
+    return {
+        "query": trace.query,
+        "hits": [{"id": hit.chunk.id, "rank": hit.rank, "score": float(hit.score)} for hit in shown],
+        "used": list(trace.used),
+        "dropped": list(trace.dropped[-_SHOWN:]),
+        "dropped_count": len(trace.dropped),
+        "truncated": trace.truncated,
+        "context_tokens": trace.context_tokens,
+        "gold": trace.gold,
+    }

@@ -1,0 +1,185 @@
+"""What a run says about itself in lm_eval's results: provenance, and how well retrieval did.
+
+What it is for: `figures` turns marks on requests into recall, MRR and budget figures per task; `model_identity` names
+the weights that were scored; `check_complete` refuses to start scoring while something has no name. What it does not
+do: it measures no accuracy (lm_eval does).
+
+The one idea: everything is plain JSON under one key, ``config.kinject``, which lm_eval merges into its results after
+the evaluation (it asks ``get_model_info`` last).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval_kinject.errors import KinjectError, ProvenanceError
+from lm_eval_kinject.models.prompts import DEPTH, Written
+from lm_eval_kinject.provenance import fingerprint, fingerprint_file
+
+__all__ = ["Figure", "check_complete", "figure_of", "figures", "model_identity"]
+
+_CUTOFFS = (1, 3, DEPTH)
+_WHOLE = 64 << 20  # files up to 64 MiB are fingerprinted whole
+_EDGE = 1 << 20  # of larger ones the first and last MiB, and the size
+_WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".model", ".jinja", ".txt", ".gguf", ".pt")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One question's share in the figures.
+
+    ``gold_rank`` counts from 1; None: not among the hits looked at. ``has_gold``: whether there is a gold chunk,
+    ``gold_used``: whether it stands in the prompt.
+    """
+
+    task: str
+    doc_id: int
+    has_gold: bool
+    gold_rank: int | None
+    gold_used: bool
+    dropped: int
+    truncated: bool
+    context_tokens: int
+
+
+def figure_of(instance: Any, written: Written) -> Figure:
+    """Returns the figures of one question, from the mark on one of its Instances."""
+    trace = written.trace
+    rank = next((hit.rank for hit in written.hits if hit.chunk.id == trace.gold), None)
+    return Figure(
+        task=str(instance.task_name),
+        doc_id=-1 if instance.doc_id is None else int(instance.doc_id),
+        has_gold=trace.gold is not None,
+        gold_rank=rank,
+        gold_used=trace.gold in trace.used,
+        dropped=len(trace.dropped),
+        truncated=trace.truncated is not None,
+        context_tokens=trace.context_tokens,
+    )
+
+
+def figures(of: Iterable[Figure], k: int, *, ranked: bool = True) -> dict[str, dict[str, Any]]:
+    """Returns, per task, retrieval and budget figures over its questions.
+
+    ``recall@n`` is the share of questions whose source chunk is among the first n hits, ``mrr`` the mean of 1/rank
+    (0 where it isn't among the ``mrr_depth`` hits looked at), ``gold_in_prompt`` the share of questions whose source
+    chunk is still there after the budget. All are taken over the questions that name a source chunk
+    (``questions_with_gold``) and left out where none does. Without ``ranked``, as of ``retriever=full``, there is no
+    rank to speak of and only the last is given.
+    """
+    tasks: dict[str, list[Figure]] = {}
+    for one in of:
+        tasks.setdefault(one.task, []).append(one)
+    return {task: _figures(found, k, ranked) for task, found in sorted(tasks.items())}
+
+
+def _figures(found: Sequence[Figure], k: int, ranked: bool) -> dict[str, Any]:
+    gold = [f for f in found if f.has_gold]
+    result: dict[str, Any] = {"questions": len(found), "questions_with_gold": len(gold)}
+    if gold:
+        result["gold_in_prompt"] = sum(f.gold_used for f in gold) / len(gold)
+    if gold and ranked:
+        for n in sorted({*_CUTOFFS, k}):
+            inside = sum(f.gold_rank is not None and f.gold_rank <= n for f in gold)
+            result[f"recall@{n}"] = inside / len(gold)
+        result["mrr"] = sum(1 / f.gold_rank for f in gold if f.gold_rank is not None) / len(gold)
+        result["mrr_depth"] = max(k, DEPTH)
+    result["chunks_dropped"] = sum(f.dropped for f in found)
+    result["questions_with_dropped_chunks"] = sum(f.dropped > 0 for f in found)
+    result["chunks_truncated"] = sum(f.truncated for f in found)
+    result["mean_context_tokens"] = sum(f.context_tokens for f in found) / len(found)
+    return result
+
+
+# Who was scored -------------------------------------------------------------------------------------------------------
+
+
+def model_identity(name: Any, *, commit: str | None, revision: str | None) -> dict[str, Any]:
+    """Names a model or adapter so that somebody else can tell whether theirs is the same.
+
+    Args:
+        name: a folder, a Hub id, or an object in memory (named by its class; it has no revision).
+        commit: of the Hub, if whoever loaded it knows.
+        revision: as asked for.
+
+    Returns:
+        ``name`` (never a path: a folder's own name) with ``commit``, or with ``fingerprint`` and how it was taken.
+        ``commit`` is None where it couldn't be found out.
+    """
+    if not isinstance(name, str):
+        return {"name": type(name).__name__, "fingerprint": "an object in memory", "method": "none"}
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        digest, method = _folder_fingerprint(folder)
+        return {"name": folder.resolve().name, "fingerprint": digest, "method": method}
+    return {"name": name, "revision": revision, "commit": commit or _commit(name, revision)}
+
+
+def _folder_fingerprint(folder: Path) -> tuple[str, str]:
+    entries: dict[str, Any] = {}
+    sampled = False
+    for file in sorted(folder.iterdir()):
+        if not file.is_file() or file.suffix not in _WEIGHTS_AND_SETTINGS:
+            continue
+        size = file.stat().st_size
+        if size <= _WHOLE:
+            entries[file.name] = fingerprint_file(file)
+        else:
+            sampled = True
+            entries[file.name] = [size, _edges(file, size)]
+    method = "sizes, first and last MiB of files over 64 MiB, other files whole" if sampled else "files whole"
+    return fingerprint(entries), method
+
+
+def _edges(file: Path, size: int) -> str:
+    with file.open("rb") as handle:
+        head = handle.read(_EDGE)
+        handle.seek(size - _EDGE)
+        return hashlib.sha256(head + handle.read(_EDGE)).hexdigest()
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    from lm_eval_kinject.hub.fetch import fetch_snapshot
+
+    try:
+        return fetch_snapshot(name, kind="model", revision=revision, patterns=["*config.json"]).commit
+    except KinjectError:
+        return None  # `check_complete` says what is missing and what to do
+
+
+def check_complete(provenance: Mapping[str, Any]) -> None:
+    """Makes sure that nothing that a result must name is missing.
+
+    Raises:
+        ProvenanceError: naming everything that is.
+    """
+    required = {
+        "model": ("name",),
+        "prompt": ("query", "placement", "order", "fusion", "context_template"),
+        "corpora": (),
+        "retrievers": (),
+        "seeds": ("retriever",),
+        "environment": ("python", "packages"),
+    }
+    missing = [
+        f"{part}.{name}" if name else part
+        for part, names in required.items()
+        for name in (names or ("",))
+        if (not provenance.get(part) if not name else (provenance.get(part) or {}).get(name) is None)
+    ]
+    for part in ("model", "peft"):
+        found = provenance.get(part)
+        if found and not (found.get("commit") or found.get("fingerprint")):
+            missing.append(f"{part}.commit (of {found.get('name')})")
+    for spec, corpus in (provenance.get("corpora") or {}).items():
+        missing += [f"corpora.{spec}.{name}" for name in ("fingerprint", "chunking") if not corpus.get(name)]
+    missing += [f"retrievers.{spec}" for spec, said in (provenance.get("retrievers") or {}).items() if not said]
+    if missing:
+        raise ProvenanceError(
+            f"Scoring doesn't start, as the result couldn't name {', '.join(missing)}. Pin what has no commit with "
+            "revision= (or retriever_revision=), or use a folder on this disk, which is named by its content."
+        )
