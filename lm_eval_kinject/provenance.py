@@ -135,14 +135,14 @@ def fingerprint_folder(path: str | os.PathLike[str], *, skip: Iterable[str] = ()
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a file that appears at ``path`` whole when the block ends well, and not at all when it doesn't.
+    r"""Opens a file that appears at ``path`` whole when the block ends well, and not at all when it doesn't.
 
     The bytes go to a temporary file in the same folder, reach the disk (fsync), and take the name by a rename, which
     replaces an older file in one step.
 
     Args:
         path: the final name; its folder must exist.
-        mode: ``wb``, or ``w`` for UTF-8 text with ``\\n`` line ends.
+        mode: ``wb``, or ``w`` for UTF-8 text with ``\n`` line ends.
     """
     target = Path(path)
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from lm_eval_kinject.corpus.chunk import CHUNK_WORDS, chunk_document, chunk_documents
-from lm_eval_kinject.corpus.corpus import Corpus, bundled_corpora, bundled_tasks_dir, load_corpus, make_corpus
+from lm_eval_kinject.corpus.corpus import Corpus, bundled_corpora, load_corpus, make_corpus
 
 __all__ = [
     "CHUNK_WORDS",
     "Corpus",
     "bundled_corpora",
-    "bundled_tasks_dir",
     "chunk_document",
     "chunk_documents",
     "load_corpus",

@@ -87,7 +87,7 @@ def _chunk(document: Document, chunk_id: str, text: str, position: int) -> Chunk
 
 
 def _spans(text: str, tokens: list[tuple[int, int]], words: int) -> Iterator[tuple[int, int]]:
-    """Half-open word ranges that cover all words, each at most ``words`` long, cut at sentence ends where one is near."""
+    """Half-open word ranges that cover all words, each at most ``words`` long, cut at sentence ends if near."""
     total = len(tokens)
     ends = _sentence_ends(text, tokens)
     first = 0

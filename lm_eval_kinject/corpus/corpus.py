@@ -24,10 +24,11 @@ from lm_eval_kinject.corpus.sources.files import SUFFIXES, Source, read_card, re
 from lm_eval_kinject.corpus.sources.realtimeqa import read_realtimeqa
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
+from lm_eval_kinject.plugin import tasks_dir as installed_tasks
 from lm_eval_kinject.provenance import fingerprint_records
 from lm_eval_kinject.records import Chunk, Document
 
-__all__ = ["Corpus", "bundled_corpora", "bundled_tasks_dir", "load_corpus", "make_corpus"]
+__all__ = ["Corpus", "bundled_corpora", "load_corpus", "make_corpus"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _HUB_PATTERNS = (
@@ -105,13 +106,13 @@ def load_corpus(
         ArgumentError: ``words`` or ``overlap`` out of range.
     """
     text = os.fspath(spec)
-    tasks = Path(tasks_dir) if tasks_dir is not None else bundled_tasks_dir()
+    tasks = Path(tasks_dir) if tasks_dir is not None else installed_tasks()
     if not text.strip():
         raise CorpusError(f"No corpus was named. {_advice(tasks)}")
     if text.startswith("realtimeqa:"):
         source = read_realtimeqa(Path(text.removeprefix("realtimeqa:")).expanduser())
         return make_corpus("realtimeqa", source, words=words, overlap=overlap)
-    if _is_name(text) and tasks is not None and (tasks / text / "corpus").is_dir():
+    if _is_name(text) and (tasks / text / "corpus").is_dir():
         return make_corpus(text, _read_bundled(tasks / text), words=words, overlap=overlap)
     path = Path(text).expanduser()
     if path.exists():
@@ -165,17 +166,10 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:10]) + more
 
 
-def bundled_tasks_dir() -> Path | None:
-    """The folder of the installed tasks: inside the package in a wheel, beside it in a checkout; None if neither."""
-    package = Path(__file__).resolve().parent.parent
-    candidates = (package / "tasks", package / "_data" / "tasks", package.parent / "tasks")
-    return next((folder for folder in candidates if folder.is_dir()), None)
-
-
 def bundled_corpora(tasks_dir: str | os.PathLike[str] | None = None) -> list[str]:
     """Names that :func:`load_corpus` knows without a path."""
-    tasks = Path(tasks_dir) if tasks_dir is not None else bundled_tasks_dir()
-    return [] if tasks is None else sorted(folder.parent.name for folder in tasks.glob("*/corpus") if folder.is_dir())
+    tasks = Path(tasks_dir) if tasks_dir is not None else installed_tasks()
+    return sorted(folder.parent.name for folder in tasks.glob("*/corpus") if folder.is_dir())
 
 
 def _is_name(text: str) -> bool:
@@ -196,7 +190,7 @@ def _read_bundled(task: Path) -> Source:
 
 
 def _looks_like_hub_id(text: str) -> bool:
-    """Whether a path that doesn't exist can be meant as owner/name: no known ending, and no folder of the owner's name."""
+    """Whether a path that doesn't exist can mean owner/name: no known ending, no folder of the owner's name."""
     return (
         _HUB_ID.fullmatch(text) is not None
         and not text.lower().endswith(SUFFIXES)
@@ -222,8 +216,8 @@ def _read_hub(spec: str) -> Source:
     )
 
 
-def _not_found(text: str, path: Path, tasks: Path | None) -> str:
-    bundled = bundled_corpora(tasks) if tasks is not None else []
+def _not_found(text: str, path: Path, tasks: Path) -> str:
+    bundled = bundled_corpora(tasks)
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=2, cutoff=0.6)
     close = [str(path.parent / n) if path.parent != Path() else n for n in near]
@@ -232,7 +226,7 @@ def _not_found(text: str, path: Path, tasks: Path | None) -> str:
     return f"There is no corpus {text!r}: neither a bundled name nor an existing path.{guess} {_advice(tasks)}"
 
 
-def _advice(tasks: Path | None) -> str:
-    names = bundled_corpora(tasks) if tasks is not None else []
+def _advice(tasks: Path) -> str:
+    names = bundled_corpora(tasks)
     bundled = f"a bundled name ({', '.join(names)}), " if names else ""
     return f"Give {bundled}a file ({', '.join(SUFFIXES)}), a folder of such files, or a Hub dataset owner/name."

@@ -124,7 +124,9 @@ def _unreachable(kind: str, at: str, problem: BaseException, advice: str) -> str
         return f"The {kind} {at} could not be saved: {problem.strerror} (set HF_HOME to a disk with room)."
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
     why = "HF_HUB_OFFLINE is set" if offline else "no answer from the Hub"
+    repo_id, _, revision = at.partition("@")
+    options = (" --repo-type dataset" if kind == "dataset" else "") + (f" --revision {revision}" if revision else "")
     return (
-        f"The {kind} {at} can't be reached ({why}) and is not in the local Hub cache. Where there is a network, fetch "
-        f"it once with `hf download {at.split('@')[0]}{' --repo-type dataset' if kind == 'dataset' else ''}`. {advice}"
+        f"The {kind} {repo_id} can't be reached ({why}) and is not in the local Hub cache. Where there is a network, "
+        f"fetch it once with `hf download {repo_id}{options}`. {advice}"
     ).strip()

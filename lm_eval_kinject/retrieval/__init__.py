@@ -1,1 +1,31 @@
-"""Retrievers, and the index on disk that they search."""
+"""Retrieval: dense (any encoder), BM25 and the controls, behind one protocol; indexes on disk."""
+
+from __future__ import annotations
+
+from lm_eval_kinject.retrieval.index import (
+    DenseIndex,
+    build_index,
+    cache_dir,
+    index_info,
+    index_settings,
+    open_index,
+    verify_index,
+)
+from lm_eval_kinject.retrieval.make import CONTROLS, RETRIEVERS, make_retriever, retriever_problems
+from lm_eval_kinject.retrieval.protocol import Hits, Retriever
+
+__all__ = [
+    "CONTROLS",
+    "RETRIEVERS",
+    "DenseIndex",
+    "Hits",
+    "Retriever",
+    "build_index",
+    "cache_dir",
+    "index_info",
+    "index_settings",
+    "make_retriever",
+    "open_index",
+    "retriever_problems",
+    "verify_index",
+]

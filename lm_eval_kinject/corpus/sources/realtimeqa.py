@@ -45,7 +45,7 @@ def read_realtimeqa(path: Path) -> Source:
     """
     if not path.exists():
         raise CorpusError(
-            f"realtimeqa:{path}: there is no such path. Clone github.com/realtimeqa/realtimeqa_public and give its folder."
+            f"realtimeqa:{path}: no such path. Clone github.com/realtimeqa/realtimeqa_public and give its folder."
         )
     files = [path] if path.is_file() else sorted(path.rglob(_PATTERN), key=lambda file: file.name)
     if not files:

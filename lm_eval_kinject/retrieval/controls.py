@@ -1,0 +1,147 @@
+"""Retrievers that don't search: the controls that tell what retrieval is worth.
+
+``oracle`` gives the chunk that a question was written from, ``random`` chunks that have nothing to do with it, ``full``
+the whole corpus (long context), ``none`` nothing. What this file does not do: look at a query's meaning.
+
+The one idea: a control is as repeatable as a real retriever. ``random`` draws from a generator seeded by the query's
+own text, so a list depends on nothing else of the run, and its first k hits are the same for every larger k.
+Scores say nothing here; they are 1 / rank, so that hits have an order.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_kinject.corpus.corpus import Corpus
+from lm_eval_kinject.errors import RetrievalError
+from lm_eval_kinject.provenance import fingerprint
+from lm_eval_kinject.records import Query
+from lm_eval_kinject.retrieval.protocol import Hits, check_k, hits_of, id_ranks
+
+__all__ = ["Full", "NoRetrieval", "Oracle", "Random"]
+
+
+class _Control:
+    """Name, corpus and provenance of a control; what it finds is the subclass's."""
+
+    name: str
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    @property
+    def fingerprint(self) -> str:
+        """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`."""
+        return fingerprint(self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {"name": self.name, "kind": "control", "corpus": self.corpus.fingerprint}
+
+    def provenance(self) -> dict[str, Any]:
+        """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`."""
+        return {**self._settings(), "fingerprint": self.fingerprint}
+
+
+class Oracle(_Control):
+    """The gold chunk, alone at rank 1, for any k >= 1: the best that retrieval could do."""
+
+    name = "oracle"
+
+    def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
+        """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`; every query must name a gold chunk of the corpus.
+
+        Raises:
+            RetrievalError: listing how many queries name none, or one that the corpus lacks.
+        """
+        check_k(k, self.corpus)
+        if k == 0:
+            return [() for _ in queries]
+        without = [query for query in queries if query.gold is None]
+        if without:
+            raise RetrievalError(
+                f"retriever=oracle needs each question's source chunk, but {len(without)} of {len(queries)} questions "
+                f"name none (the first: {without[0].text[:80]!r}). Use a task whose documents have `source_chunk`, or "
+                f"another retriever."
+            )
+        unknown = sorted({query.gold for query in queries if query.gold is not None} - self.corpus.by_id.keys())
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], list(self.corpus.by_id), n=1)
+            raise RetrievalError(
+                f"retriever=oracle: {len(unknown)} source chunks are not in the corpus {self.corpus.name}, first "
+                f"{unknown[0]!r}{f' (near: {near[0]!r})' if near else ''}. Pass the corpus that the questions were "
+                f"written from."
+            )
+        rows = {chunk.id: row for row, chunk in enumerate(self.corpus.chunks)}
+        return [hits_of(self.corpus, [rows[query.gold or ""]], [1.0]) for query in queries]
+
+
+@dataclass
+class _Draw:
+    """Distinct rows in random order: a Fisher-Yates shuffle that moves only the places it has come to."""
+
+    generator: random.Random
+    size: int
+
+    def rows(self, k: int) -> list[int]:
+        moved: dict[int, int] = {}
+        drawn = []
+        for place in range(k):
+            # random() is the one method whose stream Python promises to keep between versions.
+            other = place + int(self.generator.random() * (self.size - place))
+            drawn.append(moved.get(other, other))
+            moved[other] = moved.get(place, place)
+        return drawn
+
+
+class Random(_Control):
+    """``k`` distinct chunks, drawn uniformly; a draw depends on ``seed``, the query's text and the ids alone."""
+
+    name = "random"
+
+    def __init__(self, corpus: Corpus, seed: int) -> None:
+        super().__init__(corpus)
+        self.seed = seed
+        self._by_id = [int(row) for row in id_ranks(corpus).argsort()]
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "seed": self.seed}
+
+    def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
+        """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`."""
+        check_k(k, self.corpus)
+        scores = [1 / rank for rank in range(1, k + 1)]
+        return [hits_of(self.corpus, [self._by_id[i] for i in self._draw(query).rows(k)], scores) for query in queries]
+
+    def _draw(self, query: Query) -> _Draw:
+        text = f"{self.seed}\0{query.text}".encode("utf-8", errors="surrogatepass")
+        seed = int.from_bytes(hashlib.sha256(text).digest(), "big")
+        return _Draw(random.Random(seed), len(self.corpus))
+
+
+class Full(_Control):
+    """All chunks in corpus order, whatever k >= 1 is; the token budget of the prompt decides how many are read."""
+
+    name = "full"
+
+    def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
+        """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`."""
+        check_k(min(k, 0), self.corpus)
+        size = len(self.corpus) if k else 0
+        hits = hits_of(self.corpus, range(size), [1 / rank for rank in range(1, size + 1)])
+        return [hits for _ in queries]
+
+
+class NoRetrieval(_Control):
+    """Nothing, whatever k is."""
+
+    name = "none"
+
+    def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
+        """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`."""
+        check_k(min(k, 0), self.corpus)
+        return [() for _ in queries]

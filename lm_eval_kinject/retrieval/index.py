@@ -1,0 +1,440 @@
+"""Vectors of a corpus on disk: built once, checked on every opening, mapped and not read.
+
+What it is for: an encoder's vectors of a corpus's chunks, in a folder that any later run and any other process can
+open. What it does not do: search (``dense.py``), or trust a folder because it exists.
+
+The one idea: a folder is named after everything that decides its vectors (``index_settings``), carries these settings
+and its files' checksums in a manifest that is written last, and appears under its name in one rename. So there are
+three states only: absent, whole, or damaged, and the last is named, never used.
+
+    CACHE/indexes/
+      NAME-KEY/              embeddings.npy (chunks x dimension, float32)  ids.json  manifest.json
+      NAME-KEY.building/     shards/00000.npy 00000.json …   finished parts of a build; a killed one goes on from them
+      NAME-KEY.lock          held while building, freed by the system if the holder dies
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_eval_kinject.corpus.corpus import Corpus
+from lm_eval_kinject.errors import IndexStoreError
+from lm_eval_kinject.provenance import (
+    atomic_write,
+    environment,
+    fingerprint,
+    fingerprint_file,
+    move_into_place,
+    read_json,
+    write_json,
+)
+from lm_eval_kinject.retrieval.encoders import Encoder, Vectors
+
+__all__ = [
+    "DenseIndex",
+    "Progress",
+    "build_index",
+    "cache_dir",
+    "index_info",
+    "index_settings",
+    "open_index",
+    "verify_index",
+]
+
+_LOG = logging.getLogger(__name__)
+_FORMAT = 1
+_SHARD = 512
+_FILES = ("embeddings.npy", "ids.json")
+_UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+Progress = Callable[[int, int], None]
+"""Called with (passages done, passages in all) while an index is built."""
+
+
+@dataclass(frozen=True)
+class DenseIndex:
+    """Vectors of a corpus, one row a chunk, in corpus order.
+
+    Attributes:
+        vectors: shape (chunks, dimension), float32; read-only and memory-mapped where ``path`` is set.
+        settings: what decides the vectors.
+        key: fingerprint of ``settings``.
+        passages_cut: chunks that were longer than the encoder reads.
+        path: the folder; None for an index that is only in memory.
+    """
+
+    vectors: Vectors
+    settings: Mapping[str, Any]
+    key: str
+    passages_cut: int
+    path: Path | None = None
+
+
+def cache_dir() -> Path:
+    """Where indexes are kept: ``KINJECT_CACHE``, or ``~/.cache/lm-eval-kinject``."""
+    named = os.environ.get("KINJECT_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "lm-eval-kinject"
+
+
+def index_settings(corpus: Corpus, encoder: Encoder) -> dict[str, Any]:
+    """All that decides an index's vectors: chunks, cutting, model and revision, prefixes, pooling, length and dtype."""
+    return {
+        "format": _FORMAT,
+        "corpus": corpus.fingerprint,
+        "chunking": dict(corpus.chunking),
+        "encoder": dict(encoder.settings),
+    }
+
+
+def build_index(
+    corpus: Corpus,
+    encoder: Encoder,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> DenseIndex:
+    """Opens the index of this corpus and encoder, building it first where there is none.
+
+    One process builds while others that want the same index wait, then map the same file. A build that was killed goes
+    on from its last finished shard of 512 passages. A damaged or foreign folder of the right name is named in a warning
+    and built anew.
+
+    Args:
+        corpus: its chunks become the rows.
+        encoder: embeds them.
+        path: folder to build in; default: one in the cache, named after the key.
+        cache: default: :func:`cache_dir`.
+        progress: called after every shard.
+
+    Returns:
+        The index; only in memory, with a warning, where the cache can't be written.
+
+    Raises:
+        IndexStoreError: the disk is full, or ``path`` can't be written or holds something else.
+    """
+    settings = index_settings(corpus, encoder)
+    folder = Path(path) if path is not None else _default_folder(corpus, settings, cache)
+    if path is not None:
+        _refuse_foreign_content(folder)
+    found = _usable(folder, settings)
+    if found is not None:
+        return found
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _one_builder(folder):
+            found = _usable(folder, settings, warn=True)
+            return found if found is not None else _build(corpus, encoder, settings, folder, progress)
+    except OSError as problem:
+        if problem.errno in _UNWRITABLE and path is None:
+            _LOG.warning(
+                "the index cache can't be written (%s): the index of %s is built in memory, for this process only; set "
+                "KINJECT_CACHE to a folder that can be written",
+                problem.strerror,
+                corpus.name,
+            )
+            return _in_memory(corpus, encoder, settings, progress)
+        raise IndexStoreError(_disk_message(problem, folder)) from problem
+
+
+def _disk_message(problem: OSError, folder: Path) -> str:
+    if problem.errno in _FULL:
+        return (
+            f"The disk is full: the index {folder} can't be written. Free some space, or set KINJECT_CACHE to a folder "
+            f"on another disk; the parts that are finished will be used."
+        )
+    return f"The index {folder} can't be written: {problem.strerror or problem}. Set KINJECT_CACHE to another folder."
+
+
+def _default_folder(corpus: Corpus, settings: Mapping[str, Any], cache: str | os.PathLike[str] | None) -> Path:
+    root = Path(cache) if cache is not None else cache_dir()
+    label = re.sub(r"[^\w.-]+", "-", corpus.name).strip("-.")[:40] or "corpus"
+    return root / "indexes" / f"{label}-{fingerprint(settings)[:16]}"
+
+
+def _refuse_foreign_content(folder: Path) -> None:
+    """A folder named by the user is replaced only if it is an index (or empty)."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or not {"manifest.json", *_FILES} & {entry.name for entry in folder.iterdir()}:
+        raise IndexStoreError(f"{folder} exists and is not an index: give another path, or remove it yourself.")
+
+
+def _usable(folder: Path, settings: Mapping[str, Any], *, warn: bool = False) -> DenseIndex | None:
+    """The index in ``folder`` if it is whole and of these settings; else None, naming what is wrong if asked."""
+    if not folder.is_dir():
+        return None
+    try:
+        return open_index(folder, settings)
+    except IndexStoreError as problem:
+        if warn:
+            _LOG.warning("%s It is built anew.", problem)
+        return None
+
+
+@contextmanager
+def _one_builder(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; others wait. The system frees it when its holder dies."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _LOG.info("another process is building the index %s: waiting for it", folder.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# --- Building -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which chunks to embed: the first of those that read alike (``rows``), and where each chunk's vector is."""
+
+    rows: list[int]
+    vector_of: list[int]
+
+    @classmethod
+    def of(cls, corpus: Corpus, encoder: Encoder) -> _Plan:
+        place: dict[str, int] = {}
+        rows: list[int] = []
+        vector_of = []
+        for row, chunk in enumerate(corpus.chunks):
+            text = encoder.reads(chunk)
+            if text not in place:
+                place[text] = len(rows)
+                rows.append(row)
+            vector_of.append(place[text])
+        return cls(rows, vector_of)
+
+    def shards(self) -> list[list[int]]:
+        return [self.rows[start : start + _SHARD] for start in range(0, len(self.rows), _SHARD)]
+
+
+def _build(
+    corpus: Corpus, encoder: Encoder, settings: Mapping[str, Any], folder: Path, progress: Progress | None
+) -> DenseIndex:
+    started = time.monotonic()
+    building = folder.with_name(folder.name + ".building")
+    if _usable(building, settings) is None:
+        _prepare(building, settings)
+        plan = _Plan.of(corpus, encoder)
+        cut = _embed_shards(corpus, encoder, plan, building / "shards", progress)
+        dimension = _assemble(plan, building)
+        write_json(building / "ids.json", [chunk.id for chunk in corpus.chunks])
+        manifest = _manifest(corpus, settings, building, dimension, cut)
+        manifest["built"] = {
+            "environment": environment(),
+            "device": encoder.device,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        write_json(building / "manifest.json", manifest)
+    shutil.rmtree(building / "shards", ignore_errors=True)
+    move_into_place(building, folder)
+    _LOG.info("index %s: %d chunks in %.1f s", folder.name, len(corpus), time.monotonic() - started)
+    return open_index(folder, settings)
+
+
+def _prepare(building: Path, settings: Mapping[str, Any]) -> None:
+    """Makes the building folder ready: what another build left there stays only if it was of these settings."""
+    note = building / "settings.json"
+    try:
+        same = read_json(note) == settings
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(building, ignore_errors=True)
+    (building / "shards").mkdir(parents=True, exist_ok=True)
+    if not same:
+        write_json(note, settings)
+
+
+def _embed_shards(corpus: Corpus, encoder: Encoder, plan: _Plan, folder: Path, progress: Progress | None) -> int:
+    """Embeds what isn't there yet, a shard at a time; returns how many chunks were longer than the encoder reads."""
+    cut = done = 0
+    for number, rows in enumerate(plan.shards()):
+        data, note = folder / f"{number:05}.npy", folder / f"{number:05}.json"
+        finished = _finished_shard(data, note, len(rows))
+        if finished is None:
+            vectors, finished = encoder.encode_passages([corpus.chunks[row] for row in rows])
+            with atomic_write(data) as handle:
+                np.save(handle, vectors)
+            write_json(note, {"sha256": fingerprint_file(data), "rows": len(rows), "cut": finished})
+        cut += finished
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(plan.rows))
+    return cut
+
+
+def _finished_shard(data: Path, note: Path, rows: int) -> int | None:
+    """How many passages of a finished shard were cut; None if it isn't there or isn't what its note says."""
+    try:
+        written = read_json(note)
+        whole = written["rows"] == rows and written["sha256"] == fingerprint_file(data)
+        return int(written["cut"]) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _assemble(plan: _Plan, building: Path) -> int:
+    """Writes embeddings.npy, a row a chunk, from the shards; returns the dimension."""
+    shards = [np.load(building / "shards" / f"{n:05}.npy", mmap_mode="r") for n in range(len(plan.shards()))]
+    dimension = int(shards[0].shape[1])
+    with atomic_write(building / "embeddings.npy") as handle:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(plan.vector_of), dimension)}
+        np.lib.format.write_array_header_1_0(handle, header)
+        for start in range(0, len(plan.vector_of), _SHARD):
+            places = plan.vector_of[start : start + _SHARD]
+            block = np.stack([shards[place // _SHARD][place % _SHARD] for place in places])
+            handle.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
+    return dimension
+
+
+def _manifest(corpus: Corpus, settings: Mapping[str, Any], folder: Path, dimension: int, cut: int) -> dict[str, Any]:
+    return {
+        "kind": "lm-eval-kinject dense index",
+        "key": fingerprint(settings),
+        "settings": dict(settings),
+        "corpus": corpus.name,
+        "chunks": len(corpus),
+        "dimension": dimension,
+        "passages_cut": cut,
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": fingerprint_file(folder / name)}
+            for name in _FILES
+        },
+    }
+
+
+def _in_memory(corpus: Corpus, encoder: Encoder, settings: Mapping[str, Any], progress: Progress | None) -> DenseIndex:
+    plan = _Plan.of(corpus, encoder)
+    parts, cut = [], 0
+    for rows in plan.shards():
+        vectors, shard_cut = encoder.encode_passages([corpus.chunks[row] for row in rows])
+        parts.append(vectors)
+        cut += shard_cut
+        if progress is not None:
+            progress(sum(map(len, parts)), len(plan.rows))
+    vectors = np.ascontiguousarray(np.concatenate(parts)[plan.vector_of])
+    vectors.setflags(write=False)
+    return DenseIndex(vectors, settings, fingerprint(settings), cut)
+
+
+# --- Opening ------------------------------------------------------------------------------------------------------
+
+
+def open_index(path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> DenseIndex:
+    """Maps an index's vectors after checking its files against the manifest.
+
+    Args:
+        path: the folder.
+        settings: what it must have been made with (:func:`index_settings`); None takes it as it is.
+
+    Raises:
+        IndexStoreError: it is no index, damaged, or made with other settings; the message says what differs.
+    """
+    folder = Path(path)
+    problems = verify_index(folder)
+    if problems:
+        raise IndexStoreError(f"The index {folder} is damaged: {'; '.join(problems)}.")
+    manifest = read_json(folder / "manifest.json")
+    if settings is not None and manifest["key"] != fingerprint(settings):
+        differences = list(_differences(manifest["settings"], settings))
+        raise IndexStoreError(
+            f"The index {folder} is of another corpus or encoder: {'; '.join(differences)}. Leave out index= to build "
+            f"the right one, or give the corpus and retriever that this one was built with."
+        )
+    vectors = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False)
+    return DenseIndex(vectors, manifest["settings"], manifest["key"], manifest["passages_cut"], folder)
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+    elif old != new:
+        yield f"{name}: the index has {_short(old)}, this run needs {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:24]}…"
+
+
+def verify_index(path: str | os.PathLike[str]) -> list[str]:
+    """What is wrong with an index folder, one sentence each; empty if it is whole.
+
+    Every byte is read: sizes and SHA-256 against the manifest, the manifest's key against its settings, and the shape
+    against its count of chunks.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return ["there is no such folder"]
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except OSError:
+        return ["it has no manifest.json, so it was never finished"]
+    except ValueError as problem:
+        return [f"its manifest.json is malformed ({problem})"]
+    try:
+        return list(_manifest_problems(folder, manifest))
+    except (KeyError, TypeError, AttributeError) as problem:
+        return [f"its manifest.json lacks or garbles an entry ({problem})"]
+
+
+def _manifest_problems(folder: Path, manifest: Any) -> Iterator[str]:
+    if manifest["kind"] != "lm-eval-kinject dense index" or manifest["settings"]["format"] != _FORMAT:
+        yield f"its manifest.json is of another kind or format ({manifest['kind']})"
+        return
+    if manifest["key"] != fingerprint(manifest["settings"]):
+        yield "its settings don't match its key"
+    before = len(_FILES)
+    for name in _FILES:
+        file, entry = folder / name, manifest["files"][name]
+        if not file.is_file():
+            yield f"{name} is missing"
+        elif file.stat().st_size != entry["bytes"]:
+            yield f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
+        elif fingerprint_file(file) != entry["sha256"]:
+            yield f"the checksum of {name} doesn't match"
+        else:
+            before -= 1
+    if before == 0:
+        shape = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False).shape
+        if shape != (manifest["chunks"], manifest["dimension"]):
+            yield f"its vectors have the shape {shape}, not {(manifest['chunks'], manifest['dimension'])}"
+
+
+def index_info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """An index's manifest: corpus, chunks, dimension, settings, files, and when and with what it was built.
+
+    Raises:
+        IndexStoreError: there is none, or it can't be read.
+    """
+    folder = Path(path)
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except (OSError, ValueError) as problem:
+        raise IndexStoreError(f"{folder} is not an index: its manifest.json can't be read ({problem}).") from problem
+    if not isinstance(manifest, dict):
+        raise IndexStoreError(f"{folder} is not an index: its manifest.json is not an object.")
+    return manifest

@@ -1,0 +1,218 @@
+"""From the word after ``retriever=`` to a retriever that is ready to search.
+
+What it is for: naming (known names, controls, models by id or path), the checks that need no model, and putting
+encoder and index together. What it does not do: anything that the retrievers do themselves.
+
+The one idea: whatever can be wrong with the arguments is found by :func:`retriever_problems`, which loads nothing, so
+that a long run fails in its first second and lists everything at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lm_eval_kinject.corpus.corpus import Corpus
+from lm_eval_kinject.errors import ArgumentError, IndexStoreError
+from lm_eval_kinject.hub.fetch import fetch_snapshot
+from lm_eval_kinject.retrieval.controls import Full, NoRetrieval, Oracle, Random
+from lm_eval_kinject.retrieval.dense import DenseRetriever
+from lm_eval_kinject.retrieval.encoders import KNOWN, EncoderSpec, load_encoder
+from lm_eval_kinject.retrieval.index import Progress, build_index, index_settings, open_index
+from lm_eval_kinject.retrieval.protocol import Retriever
+from lm_eval_kinject.retrieval.sparse import BM25
+
+__all__ = ["CONTROLS", "DEFAULT_SEED", "RETRIEVERS", "make_retriever", "retriever_problems"]
+
+_LOG = logging.getLogger(__name__)
+
+CONTROLS = ("oracle", "random", "full", "none")
+RETRIEVERS = (*KNOWN, "bm25", *CONTROLS)
+"""Names that stand for a retriever; any sentence-transformers id or path is one too."""
+
+DEFAULT_SEED = 1234
+_LATER = ("hybrid",)
+_DTYPES = ("float32", "bfloat16")
+_SHOW_PROGRESS_FROM = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What a name means: a retriever of ``kind``; for a dense one its rules, if known, and where its weights are."""
+
+    kind: Literal["dense", "bm25", "control", "later", "unknown"]
+    spec: EncoderSpec | None = None
+    model: str | None = None
+
+
+def _choose(name: str) -> _Choice:
+    if name in KNOWN:
+        return _Choice("dense", KNOWN[name])
+    if name in CONTROLS:
+        return _Choice("control")
+    if name in _LATER:
+        return _Choice("later")
+    if name == "bm25":
+        return _Choice("bm25")
+    alias, colon, model = name.partition(":")
+    if colon and alias in KNOWN and model:
+        return _Choice("dense", KNOWN[alias], model)
+    if Path(name).expanduser().is_dir():
+        return _Choice("dense", None, name)
+    for spec in KNOWN.values():
+        if name == spec.query_model and name != "package":
+            return _Choice("dense", spec)
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and not Path(name.split("/")[0]).is_dir():
+        return _Choice("dense", None, name)
+    return _Choice("unknown")
+
+
+def retriever_problems(
+    name: str,
+    *,
+    dtype: str = "float32",
+    index: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+) -> list[str]:
+    """What is wrong with these arguments of :func:`make_retriever`, a sentence each; loads nothing."""
+    choice = _choose(name)
+    problems = []
+    if choice.kind == "later":
+        problems.append(f"retriever={name} is not available yet: use one of {', '.join(RETRIEVERS)}.")
+    if choice.kind == "unknown":
+        near = difflib.get_close_matches(name.lower(), RETRIEVERS, n=2, cutoff=0.5)
+        guess = f" Did you mean {' or '.join(near)}?" if near else ""
+        problems.append(
+            f"retriever={name} is unknown.{guess} Use one of {', '.join(RETRIEVERS)}, or a sentence-transformers model "
+            f"by its Hub id (owner/name) or the path of its folder."
+        )
+    if dtype not in _DTYPES:
+        problems.append(f"retriever_dtype={dtype} is unknown: use {' or '.join(_DTYPES)}.")
+    if choice.kind in {"bm25", "control"}:
+        if dtype == "bfloat16":
+            problems.append(
+                f"retriever_dtype=bfloat16 has no meaning for retriever={name}, which has no model: leave it out."
+            )
+        if index is not None:
+            problems.append(f"index= has no meaning for retriever={name}, which needs none: leave it out.")
+        if revision is not None:
+            problems.append(f"a revision has no meaning for retriever={name}, which has no model: leave it out.")
+    if choice.kind == "dense" and revision is not None and _is_local(choice):
+        problems.append(
+            f"a revision has no meaning for retriever={name}, whose weights are on this machine: leave it out."
+        )
+    if index is not None and _index_missing(os.fspath(index)):
+        problems.append(f"index={os.fspath(index)}: there is no such folder; leave index= out to build one.")
+    return problems
+
+
+def _is_local(choice: _Choice) -> bool:
+    model = choice.model or (choice.spec.query_model if choice.spec else "")
+    return model == "package" or Path(model).expanduser().is_dir()
+
+
+def _index_missing(index: str) -> bool:
+    return not Path(index).expanduser().is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", index) is None
+
+
+def make_retriever(
+    name: str,
+    corpus: Corpus,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    index: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    seed: int = DEFAULT_SEED,
+    device: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Retriever:
+    """A retriever over ``corpus``, its model loaded and its index built or opened.
+
+    Args:
+        name: one of ``RETRIEVERS``; ``NAME:PATH`` for a known model's rules with weights of your own (a folder or Hub
+            id); the Hub id or folder of any sentence-transformers model, which brings its own rules.
+        corpus: what is searched.
+        dtype: of the encoder's forward pass. ``bfloat16`` is about three times faster on processors that have it.
+        index: a prebuilt index, a folder or Hub dataset ``owner/name[@revision]``; it must match or is refused.
+        revision: commit of the model on the Hub; default: the one listed for a known name, else the newest.
+        seed: of ``random``.
+        device: torch device of the encoder; default: ``cuda`` where there is one, else ``cpu``.
+        cache: where indexes are kept; default: ``KINJECT_CACHE`` or ``~/.cache/lm-eval-kinject``.
+        progress: called with (passages done, in all) while an index is built; default: a bar on stderr for long ones.
+
+    Raises:
+        ArgumentError: unknown name or contradictory arguments, all at once.
+        RetrievalError: the model can't be reached or loaded.
+        IndexStoreError: ``index`` is damaged or of another corpus or model; the disk is full.
+    """
+    problems = retriever_problems(name, dtype=dtype, index=index, revision=revision)
+    if problems:
+        raise ArgumentError(problems, "the retriever's arguments")
+    choice = _choose(name)
+    if choice.kind == "control":
+        return Random(corpus, seed) if name == "random" else _CONTROL_CLASSES[name](corpus)
+    if choice.kind == "bm25":
+        return BM25(corpus)
+    encoder = load_encoder(name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, device=device)
+    if index is not None:
+        opened = open_index(_index_folder(os.fspath(index)), index_settings(corpus, encoder))
+    else:
+        with _bar(corpus, progress) as show:
+            opened = build_index(corpus, encoder, cache=cache, progress=show)
+    if opened.passages_cut:
+        _LOG.warning(
+            "retriever=%s reads %s tokens of a chunk: %d of %d chunks of %s are longer and were cut for searching",
+            name,
+            encoder.settings.get("max_tokens"),
+            opened.passages_cut,
+            len(corpus),
+            corpus.name,
+        )
+    return DenseRetriever(name, corpus, encoder, opened)
+
+
+_CONTROL_CLASSES: dict[str, type[Oracle] | type[Full] | type[NoRetrieval]] = {
+    "oracle": Oracle,
+    "full": Full,
+    "none": NoRetrieval,
+}
+
+
+def _index_folder(index: str) -> Path:
+    folder = Path(index).expanduser()
+    if folder.is_dir():
+        return folder
+    repo_id, _, revision = index.partition("@")
+    advice = "Leave index= out to build the index here, or give a folder."
+    return fetch_snapshot(
+        repo_id, kind="dataset", revision=revision or None, error=IndexStoreError, offline_advice=advice
+    ).path
+
+
+@contextmanager
+def _bar(corpus: Corpus, progress: Progress | None) -> Iterator[Progress | None]:
+    """The caller's progress callback, or a bar on stderr where the build is long and someone may be watching."""
+    if progress is not None or len(corpus) < _SHOW_PROGRESS_FROM:
+        yield progress
+        return
+    from tqdm import tqdm
+
+    bar = tqdm(
+        total=len(corpus), desc=f"index of {corpus.name}", unit=" chunks", file=sys.stderr, disable=None, leave=False
+    )
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar:
+        yield show
