@@ -71,12 +71,14 @@ class Written:
     """The mark on a rewritten Instance: by whom, from which arguments, and what happened.
 
     ``hits`` are all that were looked at, `DEPTH` at least where there is a gold chunk; the trace has the prompt's own.
+    ``corpus`` is the fingerprint of the corpus that was searched.
     """
 
     writer: PromptWriter
     original: tuple[Any, ...]
     trace: Trace
     hits: tuple[Hit, ...]
+    corpus: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,11 +281,12 @@ class PromptWriter:
         made = self._composer.compose(top, room if limit is None else min(room, limit), where=asked.where)
         query = asked.query
         trace = Trace(query.text, top, made.used, made.dropped, made.truncated, made.tokens, query.gold)
+        fingerprint = self._library.corpora[asked.corpus].fingerprint
         written = None
         for instance in asked.instances:
             arguments = instance.args
             prompt = self._insert(instance, arguments[0], made.text) if made.text else arguments[0]
-            written = Written(self, arguments, trace, hits)
+            written = Written(self, arguments, trace, hits, fingerprint)
             instance.arguments = (prompt, *arguments[1:], {"kinject": _as_log(trace)})
             setattr(instance, _ATTRIBUTE, written)
         assert written is not None  # a group has at least one Instance

@@ -227,10 +227,9 @@ class RagMixin:
             made["peft"] = model_identity(peft, commit=None, revision=self.revision)
         if rag.k == 0:
             return made
-        retrievers = {self._library.corpora[s].name: r.provenance() for s, r in self._library.retrievers.items()}
         made["retriever"] = rag.retriever
-        made["retrievers"] = retrievers
-        made["corpora"] = {corpus.name: corpus.provenance() for corpus in self._library.corpora.values()}
+        made["retrievers"] = [retriever.provenance() for retriever in self._library.retrievers.values()]
+        made["corpora"] = [corpus.provenance() for corpus in self._library.corpora.values()]
         made["prompt"] = {
             "query": rag.rule.source or rag.rule.mode,
             "placement": rag.placement,

@@ -33,11 +33,12 @@ class Figure:
     """One question's share in the figures.
 
     ``gold_rank`` counts from 1; None: not among the hits looked at. ``has_gold``: whether there is a gold chunk,
-    ``gold_used``: whether it stands in the prompt.
+    ``gold_used``: whether it stands in the prompt. ``corpus`` is its fingerprint.
     """
 
     task: str
     doc_id: int
+    corpus: str
     has_gold: bool
     gold_rank: int | None
     gold_used: bool
@@ -53,6 +54,7 @@ def figure_of(instance: Any, written: Written) -> Figure:
     return Figure(
         task=str(instance.task_name),
         doc_id=-1 if instance.doc_id is None else int(instance.doc_id),
+        corpus=written.corpus,
         has_gold=trace.gold is not None,
         gold_rank=rank,
         gold_used=trace.gold in trace.used,
@@ -63,7 +65,7 @@ def figure_of(instance: Any, written: Written) -> Figure:
 
 
 def figures(of: Iterable[Figure], k: int, *, ranked: bool = True) -> dict[str, dict[str, Any]]:
-    """Returns, per task, retrieval and budget figures over its questions.
+    """Returns, per task, retrieval and budget figures over its questions, and the fingerprint of its corpus.
 
     ``recall@n`` is the share of questions whose source chunk is among the first n hits, ``mrr`` the mean of 1/rank
     (0 where it isn't among the ``mrr_depth`` hits looked at), ``gold_in_prompt`` the share of questions whose source
@@ -79,7 +81,7 @@ def figures(of: Iterable[Figure], k: int, *, ranked: bool = True) -> dict[str, d
 
 def _figures(found: Sequence[Figure], k: int, ranked: bool) -> dict[str, Any]:
     gold = [f for f in found if f.has_gold]
-    result: dict[str, Any] = {"questions": len(found), "questions_with_gold": len(gold)}
+    result: dict[str, Any] = {"corpus": found[0].corpus, "questions": len(found), "questions_with_gold": len(gold)}
     if gold:
         result["gold_in_prompt"] = sum(f.gold_used for f in gold) / len(gold)
     if gold and ranked:
@@ -175,9 +177,10 @@ def check_complete(provenance: Mapping[str, Any]) -> None:
         found = provenance.get(part)
         if found and not (found.get("commit") or found.get("fingerprint")):
             missing.append(f"{part}.commit (of {found.get('name')})")
-    for spec, corpus in (provenance.get("corpora") or {}).items():
-        missing += [f"corpora.{spec}.{name}" for name in ("fingerprint", "chunking") if not corpus.get(name)]
-    missing += [f"retrievers.{spec}" for spec, said in (provenance.get("retrievers") or {}).items() if not said]
+    for corpus in provenance.get("corpora") or ():
+        missing += [f"corpora.{corpus.get('name')}.{n}" for n in ("fingerprint", "chunking") if not corpus.get(n)]
+    for retriever in provenance.get("retrievers") or ():
+        missing += [f"retrievers.{retriever.get('name')}.{n}" for n in ("fingerprint",) if not retriever.get(n)]
     if missing:
         raise ProvenanceError(
             f"Scoring doesn't start, as the result couldn't name {', '.join(missing)}. Pin what has no commit with "
