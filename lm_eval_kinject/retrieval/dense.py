@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class DenseRetriever:
     def provenance(self) -> dict[str, Any]:
         """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`."""
         return {
-            "name": self.name,
+            "name": _without_folders(self.name),
             "kind": "dense",
             "corpus": self.corpus.fingerprint,
             "encoder": dict(self.encoder.settings),
@@ -113,3 +114,9 @@ class DenseRetriever:
         scores = products.sum(axis=1)
         best = top_rows(scores, self._ranks[rows], k)
         return hits_of(self.corpus, rows[best], scores[best])
+
+
+def _without_folders(name: str) -> str:
+    """A retriever's name fit to publish: of a path the last part only (``bge:/home/me/copy`` is ``bge:copy``)."""
+    alias, colon, model = name.rpartition(":")
+    return f"{alias}{colon}{Path(model).expanduser().resolve().name}" if Path(model).expanduser().is_dir() else name

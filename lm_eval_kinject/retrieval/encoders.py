@@ -36,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 _INSTRUCTION = "Represent this sentence for searching relevant passages: "
-_TOKENS_A_BATCH = {"cpu": 4096}
+_TOKENS_A_BATCH = {"cpu": 8192}
 _TOKENS_A_BATCH_ELSEWHERE = 65536
 
 
@@ -300,19 +300,21 @@ class _Tower:
         Texts are batched by length, ties by their tokens, so that the batches, and with them the last bits of a
         result, don't depend on the order of the texts.
         """
+        if not texts:
+            return np.empty((0, self.model.config.hidden_size), dtype=np.float32), 0
         first, second = (list(titles), list(texts)) if titles is not None else (list(texts), None)
         tokens = self.tokenizer(first, second, truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
         ids: list[list[int]] = tokens["input_ids"]
         cut = sum(bool(encoding.overflowing) for encoding in tokens.encodings)
         order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), ids[i]))
-        vectors: Vectors | None = None
+        parts: list[Vectors] = []
         with self._torch.inference_mode():
             for rows in _batches(order, ids, _TOKENS_A_BATCH.get(self.device, _TOKENS_A_BATCH_ELSEWHERE)):
-                out = self._forward([ids[row] for row in rows])
-                if vectors is None:
-                    vectors = np.empty((len(ids), out.shape[1]), dtype=np.float32)
-                vectors[rows] = out
-        return (np.empty((0, 0), dtype=np.float32) if vectors is None else vectors), cut
+                parts.append(self._forward([ids[row] for row in rows]))
+        in_order = np.concatenate(parts)
+        vectors = np.empty_like(in_order)
+        vectors[order] = in_order
+        return vectors, cut
 
     def _forward(self, ids: list[list[int]]) -> Vectors:
         torch = self._torch
