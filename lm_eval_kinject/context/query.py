@@ -31,7 +31,7 @@ QUESTION_FIELDS = ("question", "query", "question_stem", "goal", "problem", "pro
 in many tasks they hold the options or the answer too."""
 
 _MODES = ("question", "question+choices")
-_OPTION_LINE = re.compile(r"^\s*\(?(?:[A-Za-z]|\d{1,2})[.):]\s")
+_OPTION_LINE = re.compile(r"^\s*\(?(?:[A-Ja-j]|\d{1,2})[.):]\s")
 _LABELS = re.compile(r"^\s*(?:question|problem|q)\s*:\s*", re.IGNORECASE)
 _ANSWER_LINE = re.compile(r"^\s*(?:the\s+)?(?:correct\s+|best\s+)?(?:answer|a)\s*(?:is)?\s*:?\s*$", re.IGNORECASE)
 

@@ -108,7 +108,7 @@ class RagMixin:
                 ) from error
             raise ModelError(_unreachable(hf, str(error))) from error
         except ValueError as error:
-            if "adapter_config.json" in str(error):
+            if "adapter_config.json" in str(error) or "Unrecognized model" in str(error):
                 raise ModelError(_unreachable(hf, str(error))) from error
             raise
 
@@ -144,7 +144,8 @@ class RagMixin:
             self._seconds.clear()
             self._reported = False
         marks = self._writer.write(requests)
-        check_complete(self.provenance())
+        if marks:
+            check_complete(self.provenance())
         self._note(marks, requests)
         with clock(self._seconds, "scoring"):
             return host([self._writer.bare(request) for request in requests], **kwargs)

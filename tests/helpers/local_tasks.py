@@ -22,13 +22,15 @@ from lm_eval.tasks import TaskManager
 ROOT = Path(__file__).resolve().parent.parent.parent
 HARNESS_TASKS = Path(lm_eval.tasks.__file__).parent
 TOWNS = ("Arden", "Brill", "Corby", "Dover", "Eston", "Filey", "Goole", "Hythe")
+PEOPLE = ("Abe Ash", "Bea Birk", "Cal Cole", "Dot Dunn", "Eli East", "Fay Fox", "Gus Gale", "Hal Hart")
 LABELS = ["A", "B", "C", "D"]
 
 SUBJECTS = ("anatomy", "astronomy", "college_biology", "college_chemistry", "prehistory")
 
 
-def _options(i: int) -> list[str]:
-    return [f"the mayor of {TOWNS[(i + n) % len(TOWNS)]}" for n in range(4)]
+def choices_of(i: int) -> list[str]:
+    """The i-th question's options; its answer is the (i % 4)-th."""
+    return [PEOPLE[(i + n) % len(PEOPLE)] for n in range(4)]
 
 
 def question_text(i: int) -> str:
@@ -36,7 +38,7 @@ def question_text(i: int) -> str:
 
 
 def chunk_text(i: int) -> str:
-    return f"The bridge at {TOWNS[i]} was opened by {_options(i)[i % 4]}."
+    return f"The bridge at {TOWNS[i]} was opened by {choices_of(i)[i % 4]}."
 
 
 def write_corpus(folder: Path) -> str:
@@ -55,7 +57,7 @@ def copy_current_events(folder: Path) -> Path:
         {
             "id": f"q{i}",
             "question": question_text(i),
-            "choices": _options(i),
+            "choices": choices_of(i),
             "answer": i % 4,
             "source_chunk": f"c{i}",
             "kind": "opening",
@@ -88,21 +90,19 @@ def write_foreign(folder: Path) -> None:
         {
             "id": f"a{i}",
             "question": question_text(i),
-            "choices": {"text": _options(i), "label": LABELS},
+            "choices": {"text": choices_of(i), "label": LABELS},
             "answerKey": LABELS[i % 4],
         }
         for i in indices
     ]
     _dataset(folder / "allenai/ai2_arc", {"ARC-Easy": {"train": arc[:2], "validation": arc[:2], "test": arc}})
-    mmlu = [
-        {"question": question_text(i), "subject": "x", "choices": _options(i), "answer": i % 4} for i in indices
-    ]
+    mmlu = [{"question": question_text(i), "subject": "x", "choices": choices_of(i), "answer": i % 4} for i in indices]
     _dataset(folder / "cais/mmlu", {subject: {"test": mmlu, "dev": mmlu[:5]} for subject in SUBJECTS})
     trivia = [
         {
             "question": question_text(i).rstrip("?"),
             "question_id": f"t{i}",
-            "answer": {"aliases": [_options(i)[i % 4], TOWNS[i]], "value": TOWNS[i]},
+            "answer": {"aliases": [choices_of(i)[i % 4], TOWNS[i]], "value": TOWNS[i]},
         }
         for i in indices
     ]
@@ -126,7 +126,9 @@ def task_manager(*folders: Path, metadata: Mapping[str, Any] | None = None) -> T
     return TaskManager(include_defaults=False, include_path=[str(p) for p in paths], metadata=dict(metadata or {}))
 
 
-def evaluate(model: Any, arguments: Mapping[str, Any] | None, tasks: Sequence[Any], manager: TaskManager, **more: Any) -> Any:
+def evaluate(
+    model: Any, arguments: Mapping[str, Any] | None, tasks: Sequence[Any], manager: TaskManager, **more: Any
+) -> Any:
     """`lm_eval.simple_evaluate` on the CPU, four documents, no bootstrap."""
     settings = {"limit": 4, "device": "cpu", "bootstrap_iters": 0, "fewshot_as_multiturn": False, **more}
     return simple_evaluate(

@@ -22,6 +22,8 @@ ARCHITECTURES = ("llama", "mistral", "qwen3", "gemma3", "phi", "gpt2", "gpt_neox
 
 SLIDING_WINDOW = 48
 
+torch.set_num_threads(1)  # such small matrices only lose by sharing them out, all the more on a busy machine
+
 _WITH_BOS = {"llama", "mistral", "gemma3"}
 
 _SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]

@@ -71,7 +71,9 @@ def test_kinject_mmlu_letters_are_lm_evals_mmlu(shots, place):
     theirs = run("hf", "llama", place, [f"mmlu_{subject}" for subject in SUBJECTS], num_fewshot=shots)
     for subject in SUBJECTS:
         assert answers(ours, f"kinject_mmlu_{subject}") == answers(theirs, f"mmlu_{subject}")
-        assert ours["results"][f"kinject_mmlu_{subject}"]["acc,none"] == theirs["results"][f"mmlu_{subject}"]["acc,none"]
+        assert (
+            ours["results"][f"kinject_mmlu_{subject}"]["acc,none"] == theirs["results"][f"mmlu_{subject}"]["acc,none"]
+        )
     first = prompts(ours, "kinject_mmlu_college_biology")[0]
     assert first.startswith("The following are multiple choice questions (with answers) about college biology.\n\nWho")
     assert first.count("Answer:") == shots + 1

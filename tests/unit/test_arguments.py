@@ -1,0 +1,167 @@
+"""The arguments of rag-hf: what is accepted, and what each wrong one is told; no model is loaded here."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from lm_eval_kinject.context.compose import DEFAULT_TEMPLATE
+from lm_eval_kinject.errors import ArgumentError
+from lm_eval_kinject.models.arguments import RagArguments, split
+
+
+@pytest.fixture(scope="module")
+def hf_names():
+    from lm_eval.models.huggingface import HFLM
+
+    return set(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs"}
+
+
+def problems_of(hf_names, **given):
+    with pytest.raises(ArgumentError) as caught:
+        split(given, hf_names)
+    assert str(caught.value).startswith(f"{len(caught.value.problems)} problem")
+    return caught.value.problems
+
+
+def test_defaults(hf_names):
+    parted = split({}, hf_names)
+    assert parted.hf == {}
+    rag = parted.rag
+    assert (rag.retriever, rag.k, rag.corpus, rag.query, rag.placement) == ("minilm", 3, None, "question", "question")
+    assert (rag.scorer, rag.retriever_dtype, rag.context_tokens) == ("shared", "float32", None)
+    assert rag.template == DEFAULT_TEMPLATE
+
+
+def test_every_argument_of_hf_goes_to_hf(hf_names):
+    given = dict.fromkeys(hf_names - {"delta", "tp_plan", "gptqmodel", "enable_thinking"}, "x")
+    assert split(given, hf_names).hf == given
+    assert split({"delta": "a/b"}, hf_names).hf == {"delta": "a/b"}
+
+
+def test_known_keywords_of_from_pretrained_go_to_hf(hf_names):
+    given = {"attn_implementation": "eager", "load_in_4bit": True, "device_map": "auto", "rope_scaling": {"a": 1}}
+    assert split(given, hf_names).hf == given
+
+
+def test_model_kwargs_passes_on_what_is_not_known(hf_names):
+    assert split({"model_kwargs": {"my_flag": 1}}, hf_names).hf == {"my_flag": 1}
+
+
+def test_scorer_default_follows_k(hf_names):
+    assert split({"k": 0}, hf_names).rag.scorer == "harness"
+    assert split({"k": 1}, hf_names).rag.scorer == "shared"
+    assert split({"k": 1, "scorer": "harness"}, hf_names).rag.scorer == "harness"
+
+
+@pytest.mark.parametrize("none", ["none", None])  # lm_eval turns the word into None
+def test_retriever_none_is_k_0(none, hf_names):
+    assert split({"retriever": none}, hf_names).rag.k == 0
+    assert split({"retriever": none, "k": 0}, hf_names).rag.k == 0
+
+
+@pytest.mark.parametrize("value", ["relevance", "concat", "none", None])
+def test_defaults_of_later_arguments_may_be_written_out(value, hf_names):
+    name = {"relevance": "order", "concat": "fusion"}.get(value, "route")
+    assert split({name: value}, hf_names).rag == split({}, hf_names).rag
+
+
+def test_a_retriever_by_id_or_folder(hf_names, tmp_path):
+    assert split({"retriever": "BAAI/bge-m3"}, hf_names).rag.retriever == "BAAI/bge-m3"
+    assert split({"retriever": str(tmp_path)}, hf_names).rag.retriever == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"retreiver": "bm25"}, "retreiver= is unknown (did you mean retriever"),
+        ({"K": 3}, "K= is unknown"),
+        ({"pretrianed": "x"}, "did you mean pretrained"),
+        ({"attn_implementaton": "sdpa"}, "did you mean attn_implementation"),
+        ({"context_tokns": 5}, "did you mean context_tokens"),
+        ({"completely_other": 1}, "model_kwargs of JSON model_args"),
+        ({"k": -1}, "k=-1 must be a whole number of chunks, 0 or more"),
+        ({"k": 2.5}, "k=2.5 must be a whole number"),
+        ({"k": "three"}, "k=three must be a whole number"),
+        ({"k": True}, "k=True must be a whole number"),
+        ({"k": None}, "k=None must be a whole number"),
+        ({"retriever": "minlm"}, "Did you mean minilm"),
+        ({"retriever": "nonsense"}, "retriever=nonsense is unknown"),
+        ({"retriever": "hybrid"}, "retriever=hybrid is not available yet"),
+        ({"retriever": "none", "k": 3}, "retriever=none with k=3 contradict each other"),
+        ({"retriever": None, "k": 1}, "retriever=none with k=1"),
+        ({"retriever": "oracle", "index": "/"}, "index= has no meaning for retriever=oracle"),
+        ({"retriever": "random", "retriever_revision": "abc"}, "a revision has no meaning for retriever=random"),
+        ({"index": "/no/such/index"}, "there is no such folder"),
+        ({"retriever_dtype": "float99"}, "retriever_dtype=float99 is unknown"),
+        ({"retriever_seed": "x"}, "retriever_seed=x must be a whole number"),
+        ({"placement": "end"}, "placement=end is unknown; pass question or start"),
+        ({"placement": "questoin"}, "did you mean question"),
+        ({"query": "/no/such/file.j2"}, "query=/no/such/file.j2: no such file"),
+        ({"query": "{{ question"}, "not a Jinja template, line 1"),
+        ({"query": 3}, "query=3 must be a name or a path"),
+        ({"context_template": "/no/such.j2"}, "context_template=/no/such.j2: no such file"),
+        ({"context_tokens": 0}, "context_tokens=0 must be a whole number of tokens, 1 or more"),
+        ({"context_tokens": "many"}, "context_tokens=many"),
+        ({"corpus": 3}, "corpus=3 must be a name or a path"),
+        ({"scorer": "fast"}, "scorer=fast is unknown; pass shared or harness"),
+        ({"order": "sides"}, "order=sides is not yet available"),
+        ({"order": "upwards"}, "order=upwards is unknown"),
+        ({"fusion": "rag-token"}, "fusion=rag-token is not yet available"),
+        ({"temperature": 0.1}, "temperature= (marginalised fusion) is not yet available"),
+        ({"route": "self-route"}, "route=self-route is not yet available"),
+        ({"reasoning": "self-reasoning"}, "reasoning=self-reasoning is not yet available"),
+        ({"rerank": "a/b"}, "rerank= (a cross-encoder over the hits) is not yet available"),
+        ({"rerank_from": 50}, "rerank_from="),
+        ({"adapter": "mine"}, "peft=PATH"),
+        ({"token": "hf_abc"}, "HF_TOKEN"),
+        ({"use_auth_token": "hf_abc"}, "HF_TOKEN"),
+        ({"model_kwargs": {"token": "hf_abc"}}, "HF_TOKEN"),
+        ({"model_kwargs": 3}, "model_kwargs must be a dictionary"),
+        ({"pretrained": "/no/such/model"}, "pretrained=/no/such/model: no such folder"),
+        ({"peft": "./no/adapter"}, "peft=./no/adapter: no such folder"),
+        ({"peft": "a/b", "delta": "c/d"}, "peft= and delta= exclude each other"),
+        ({"parallelize": True, "tp_plan": "auto"}, "parallelize= and tp_plan="),
+        ({"enable_thinking": True}, "think_end_token"),
+    ],
+)
+def test_wrong_arguments(given, said, hf_names):
+    found = problems_of(hf_names, **given)
+    assert len(found) == 1
+    assert said in found[0]
+
+
+def test_a_secret_is_not_repeated(hf_names):
+    assert "hf_secret" not in str(problems_of(hf_names, token="hf_secret"))
+
+
+def test_all_problems_at_once(hf_names):
+    given = {"k": -1, "retriver": "bm25", "token": "t", "placement": "x", "rerank": "a/b", "scorer": "y"}
+    found = problems_of(hf_names, **given)
+    assert len(found) == 6
+    assert all(any(f"{name}=" in problem for problem in found) for name in given)
+
+
+def test_templates_are_read_and_checked(hf_names, tmp_path):
+    good, broken, blind, query = (tmp_path / name for name in ("good.j2", "broken.j2", "blind.j2", "query.j2"))
+    good.write_text("{% for c in chunks %}[{{ c.text }}]{% endfor %}")
+    broken.write_text("one\n{% for c in %}")
+    blind.write_text("no text")
+    query.write_text("{{ question }} {{ subject }}")
+    rag = split({"context_template": str(good), "query": str(query)}, hf_names).rag
+    assert rag.template == good.read_text()
+    assert (rag.rule.mode, rag.rule.source) == ("template", query.read_text())
+    assert "line 2" in problems_of(hf_names, context_template=str(broken))[0]
+    assert "never uses `chunks`" in problems_of(hf_names, context_template=str(blind))[0]
+
+
+def test_a_path_object_is_a_path(hf_names, tmp_path):
+    assert split({"corpus": tmp_path}, hf_names).rag.corpus == str(tmp_path)
+
+
+def test_every_argument_has_a_line_for_the_reference():
+    from dataclasses import fields
+
+    own = [f for f in fields(RagArguments) if f.name not in {"rule", "template"}]
+    assert all(len(f.metadata["help"]) > 10 for f in own)
