@@ -115,12 +115,19 @@ def load_corpus(
     if _is_name(text) and (tasks / text / "corpus").is_dir():
         return make_corpus(text, _read_bundled(tasks / text), words=words, overlap=overlap)
     path = Path(text).expanduser()
-    if path.exists():
+    if _exists(path):
         name = path.resolve().stem if path.is_file() else path.resolve().name
         return make_corpus(name, read_path(path), words=words, overlap=overlap)
     if _looks_like_hub_id(text):
         return make_corpus(text.split("@")[0], _read_hub(text), words=words, overlap=overlap)
     raise CorpusError(_not_found(text, path, tasks))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name longer than the file system allows
+        return False
 
 
 def make_corpus(name: str, source: Source, *, words: int = CHUNK_WORDS, overlap: int = 0) -> Corpus:

@@ -10,6 +10,7 @@ also offline and when nobody pinned it.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ _OTHER_RUNTIMES = (
     "*.mlmodel",
     "*.ckpt",
 )
+
+_TRANSPORT = {"huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +116,27 @@ def _download(
         ) from problem
     except hub_errors.HFValidationError as problem:
         raise error(f"{repo_id!r} is not a Hub id: it must be `owner/name`. {advice}".strip()) from problem
-    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError, ValueError) as problem:
+    except Exception as problem:
+        if not _is_transport(problem):
+            raise
         raise error(_unreachable(kind, at, problem, advice)) from problem
     path = Path(folder)
     return Snapshot(path, repo_id, path.name)
 
 
+def _is_transport(problem: Exception) -> bool:
+    """Whether the network, the Hub's client or the disk failed (the client's HTTP library changes between releases)."""
+    return isinstance(problem, OSError) or type(problem).__module__.partition(".")[0] in _TRANSPORT
+
+
 def _unreachable(kind: str, at: str, problem: BaseException, advice: str) -> str:
-    if isinstance(problem, OSError) and problem.errno is not None and problem.filename is not None:
+    if isinstance(problem, OSError) and problem.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}:
         return f"The {kind} {at} could not be saved: {problem.strerror} (set HF_HOME to a disk with room)."
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
     why = "HF_HUB_OFFLINE is set" if offline else "no answer from the Hub"
     repo_id, _, revision = at.partition("@")
     options = (" --repo-type dataset" if kind == "dataset" else "") + (f" --revision {revision}" if revision else "")
     return (
-        f"The {kind} {repo_id} can't be reached ({why}) and is not in the local Hub cache. Where there is a network, "
-        f"fetch it once with `hf download {repo_id}{options}`. {advice}"
+        f"The {kind} {repo_id} can't be reached ({why}) and is not, or not whole, in the local Hub cache. Where there "
+        f"is a network, fetch it once with `hf download {repo_id}{options}`. {advice}"
     ).strip()

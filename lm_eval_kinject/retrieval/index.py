@@ -47,6 +47,7 @@ __all__ = [
     "Progress",
     "build_index",
     "cache_dir",
+    "cached_indexes",
     "index_info",
     "index_settings",
     "open_index",
@@ -87,6 +88,12 @@ def cache_dir() -> Path:
     """Where indexes are kept: ``KINJECT_CACHE``, or ``~/.cache/lm-eval-kinject``."""
     named = os.environ.get("KINJECT_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "lm-eval-kinject"
+
+
+def cached_indexes(cache: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Index folders in the cache, by name; one that ends in ``.building`` is the unfinished work of a killed build."""
+    root = (Path(cache) if cache is not None else cache_dir()) / "indexes"
+    return sorted(folder for folder in root.glob("*") if folder.is_dir() and not folder.name.startswith("."))
 
 
 def index_settings(corpus: Corpus, encoder: Encoder) -> dict[str, Any]:

@@ -204,6 +204,7 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("There is no corpus", "Did you mean", "corpus.jsonl?", "Give a"),
     ),
     "missing bundled name, near name": (lambda d: "current_event", ("neither a bundled name nor an existing path",)),
+    "a name longer than a file's can be": (lambda d: "x" * 5000, ("There is no corpus",)),
     "no name": (lambda d: " ", ("No corpus was named",)),
     "empty file": (lambda d: write(d / "c.jsonl", "\n\n"), ("c.jsonl is empty",)),
     "empty text file": (lambda d: write(d / "c.txt", " \n"), ("c.txt is empty", "give it text")),

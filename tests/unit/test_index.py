@@ -18,6 +18,7 @@ from lm_eval_kinject.provenance import fingerprint, fingerprint_file
 from lm_eval_kinject.retrieval import (
     build_index,
     cache_dir,
+    cached_indexes,
     index,
     index_info,
     index_settings,
@@ -189,6 +190,14 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("KINJECT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_dir() == tmp_path / "home" / ".cache" / "lm-eval-kinject"
+
+
+def test_what_the_cache_holds(tmp_path: Path) -> None:
+    assert cached_indexes(tmp_path) == []
+    folder = built(tmp_path)
+    unfinished = folder.with_name("x.building")
+    unfinished.mkdir()
+    assert cached_indexes(tmp_path) == sorted([folder, unfinished])
 
 
 def test_cut_passages_are_counted(tmp_path: Path) -> None:
