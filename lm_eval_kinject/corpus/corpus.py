@@ -112,7 +112,7 @@ def load_corpus(
     if text.startswith("realtimeqa:"):
         source = read_realtimeqa(Path(text.removeprefix("realtimeqa:")).expanduser())
         return make_corpus("realtimeqa", source, words=words, overlap=overlap)
-    if _is_name(text) and (tasks / text / "corpus").is_dir():
+    if text in bundled_corpora(tasks):
         return make_corpus(text, _read_bundled(tasks / text), words=words, overlap=overlap)
     path = Path(text).expanduser()
     if _exists(path):
@@ -177,10 +177,6 @@ def bundled_corpora(tasks_dir: str | os.PathLike[str] | None = None) -> list[str
     """Names that :func:`load_corpus` knows without a path."""
     tasks = Path(tasks_dir) if tasks_dir is not None else installed_tasks()
     return sorted(folder.parent.name for folder in tasks.glob("*/corpus") if folder.is_dir())
-
-
-def _is_name(text: str) -> bool:
-    return re.fullmatch(r"\w[\w-]*", text) is not None
 
 
 def _read_bundled(task: Path) -> Source:
