@@ -104,7 +104,8 @@ def test_a_query_is_embedded_once_in_a_retrievers_life(tmp_path: Path, bert: Pat
 
 
 def test_many_equal_chunks_are_ordered_by_id(tmp_path: Path, bert: Path) -> None:
-    corpus = corpus_of(["another one", "a third", *["the same"] * 150])  # more than the first fetch beyond k
+    chunks = corpus_of(["another one", "a third", *["the same"] * 150]).chunks  # more than is fetched beyond k at first
+    corpus = make_corpus("turned", Source(chunks[::-1], "the lowest ids in the last rows"))
     retriever = make_retriever(f"bge:{bert}", corpus, cache=tmp_path, device="cpu")
     (hits,) = retriever.search([Query("the same")], 40)
     same = [h.chunk.id for h in hits if h.chunk.text == "the same"]
