@@ -195,6 +195,8 @@ def _check(ours: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 
 def _whole(least: int, unit: str) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # lm_eval's command line reads -3 as -3.0
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ArgumentError(f"{name}={value} must be a whole number of {unit}, {least} or more; correct it")
         return value
