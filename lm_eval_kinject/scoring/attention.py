@@ -41,7 +41,7 @@ _HARMLESS = frozenset(
     {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "position_embeddings", "use_cache"}
     | {"cache_position", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits"}
 )
-_TILE_ON_CPU = 128
+_TILE_ON_CPU = 64
 _TILE_ON_ACCELERATOR = 1024
 _MERGE_GAP = 32  # stretches of keys closer than this are read as one: copying costs more than masking
 

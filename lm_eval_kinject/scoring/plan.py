@@ -97,7 +97,7 @@ class Pack:
         return self.members[self.keep]
 
 
-def build_trie(inputs: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]) -> Trie:
+def build_trie(inputs: Sequence[Sequence[int]], scored: Sequence[Sequence[int]], first: int | None = None) -> Trie:
     """Builds the trie of `inputs`, and notes where the `scored` tokens are read off.
 
     Args:
@@ -105,6 +105,7 @@ def build_trie(inputs: Sequence[Sequence[int]], scored: Sequence[Sequence[int]])
             already truncated. At least as long as the option.
         scored: token ids of each request's option, never empty; token j is predicted at input position
             ``len(inputs[r]) - len(scored[r]) + j``.
+        first: a request whose tokens shall have the lowest numbers; without it, branches are in order of token id.
 
     Returns:
         The trie; its requests are in the order given.
@@ -112,7 +113,9 @@ def build_trie(inputs: Sequence[Sequence[int]], scored: Sequence[Sequence[int]])
     arrays = [np.asarray(ids, dtype=np.int64) for ids in inputs]
     # Big-endian bytes sort like the token lists they spell, and compare at the speed of memcmp.
     keys = [array.astype(">u4").tobytes() for array in arrays]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
+    # Whatever leaves the path of `first` later is numbered earlier, which keeps every subtree in one piece.
+    leaves = [0 if first is None else -common_prefix(array, arrays[first]) for array in arrays]
+    order = sorted(range(len(keys)), key=lambda request: (leaves[request], keys[request]))
 
     total = sum(map(len, arrays))
     tokens, positions = np.empty(total, np.int64), np.empty(total, np.int64)

@@ -10,7 +10,7 @@ self-check, and a model that fails the self-check all take lm_eval's own path, a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -34,8 +34,7 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
 """Log-probability of the continuation in nats, and whether it is the greedy one."""
 
-_FAMILY = 8  # most requests of one context in a self-check
-_WORTH_A_SECOND_CHECK = 200  # distinct inputs from which on a second context is compared
+_WORTH_A_SECOND_CHECK = 200  # requests from which on a second one is compared
 _MARGIN = 0.9  # shared must promise to cost at most this part of lm_eval's path
 _FORWARD_OVERHEAD = {"cpu": 32, "cuda": 512}  # of one forward, in tokens' worth of time
 
@@ -48,7 +47,7 @@ class ScoringStats:
         path: ``shared`` or ``harness``.
         reason: why it was ``harness``; empty otherwise.
         requests: how many were scored.
-        forwarded_tokens: tokens that went through the model on the shared path, self-check families included.
+        forwarded_tokens: tokens that went through the model on the shared path.
         distinct_tokens: tokens of the trie of all requests.
         checked: how many requests were compared with lm_eval's path.
         largest_difference: largest |Δ log p| among these, in nats.
@@ -61,6 +60,10 @@ class ScoringStats:
     distinct_tokens: int = 0
     checked: int = 0
     largest_difference: float = 0.0
+
+
+class _SelfCheckError(Exception):
+    """The two paths disagree; the text says by how much."""
 
 
 class SharedPrefixScorer:
@@ -116,42 +119,49 @@ class SharedPrefixScorer:
             self._say(f"Scoring with lm_eval's own path, because {reason}.")
             return harness(reason)
         inputs = [truncated_input(context, option, limit) for _, context, option in requests]
-        trie = build_trie(inputs, [option for _, _, option in requests])
         suspects = self._suspects(requests, inputs)
+        trie = build_trie(inputs, [option for _, _, option in requests], first=next(iter(suspects), None))
         if not self._always and not self._pays(trie, [len(inputs[i]) for i in suspects]):
             return harness("sharing would not pay")
         cut = sum(len(context) + len(option) > limit + 1 for _, context, option in requests)
         if cut:
             self._say(f"{cut} of {len(requests)} requests exceed {limit} tokens and lose their beginning.")
 
-        self.stats = ScoringStats("shared", requests=len(requests), distinct_tokens=len(trie))
         before = self._forward.forwarded_tokens
-        answers = self._verified(requests, inputs, suspects)
-        if answers is None:
-            return harness(str(self._failed))
-        with tqdm(
-            total=len(requests),
-            initial=len(answers),
-            disable=disable_tqdm or self._lm.rank != 0,
-            desc="Running loglikelihood requests",
-        ) as progress:
-            for index, answer in self._answers(requests, inputs, trie, set(answers)):
+        self.stats = stats = ScoringStats("shared", requests=len(requests), distinct_tokens=len(trie))
+        try:
+            return self._shared(requests, trie, set(suspects), disable_tqdm)
+        except (UnsupportedAttentionError, _SelfCheckError) as error:
+            self._failed = f"shared prefixes aren't exact for it ({error})"
+            self._say(f"Scoring with lm_eval's own path, because {self._failed}.", logging.ERROR)
+            answers = harness(self._failed)
+            self.stats = replace(stats, path="harness", reason=self._failed)
+            return answers
+        finally:
+            self.stats.forwarded_tokens = self._forward.forwarded_tokens - before
+
+    def _shared(self, requests: Sequence[Request], trie: Trie, suspects: Set[int], disable_tqdm: bool) -> list[Answer]:
+        """Scores `requests` through their trie; nothing is handed on before the suspects agree with lm_eval's path."""
+        answers: dict[int, Answer] = {}
+        withheld: list[int] = []
+        unchecked = bool(suspects)
+        hidden = disable_tqdm or self._lm.rank != 0
+        with tqdm(total=len(requests), disable=hidden, desc="Running loglikelihood requests") as progress:
+            for index, answer in self._answers(trie):
                 answers[index] = answer
-                self._remember(requests[index], answer)
+                withheld.append(index)
+                if unchecked and suspects <= answers.keys():
+                    self._compare(requests, {suspect: answers[suspect] for suspect in suspects})
+                    unchecked = False
+                if not unchecked:
+                    for done in withheld:
+                        self._remember(requests[done], answers[done])
+                    withheld.clear()
                 progress.update(1)
-        self.stats.forwarded_tokens = self._forward.forwarded_tokens - before
         return [answers[index] for index in range(len(requests))]
 
-    def _answers(
-        self, requests: Sequence[Request], inputs: Sequence[list[int]], trie: Trie | None, done: Set[int] = frozenset()
-    ) -> Iterator[tuple[int, Answer]]:
-        """Answers of all requests but those `done`, each as soon as it is known, with its index.
-
-        `trie` is that of all requests; it is made anew where it is missing or something is done.
-        """
-        todo = [index for index in range(len(requests)) if index not in done]
-        if trie is None or done:
-            trie = build_trie([inputs[i] for i in todo], [requests[i][2] for i in todo])
+    def _answers(self, trie: Trie) -> Iterator[tuple[int, Answer]]:
+        """Answers with the index of their request, each as soon as it is known."""
         log_probs, greedy = np.zeros(len(trie.rows)), np.zeros(len(trie.rows), np.bool_)
         last_rows = trie.rows[trie.offsets[1:] - 1]
         by_completion = iter(np.argsort(last_rows, kind="stable").tolist())
@@ -160,63 +170,49 @@ class SharedPrefixScorer:
             log_probs[scores.pairs], greedy[scores.pairs] = scores.log_probs, scores.greedy
             while waiting is not None and last_rows[waiting] < scores.stop:
                 own = slice(trie.offsets[waiting], trie.offsets[waiting + 1])
-                yield todo[waiting], (float(log_probs[own].sum()), bool(greedy[own].all()))
+                yield waiting, (float(log_probs[own].sum()), bool(greedy[own].all()))
                 waiting = next(by_completion, None)
 
     def _suspects(self, requests: Sequence[Request], inputs: Sequence[list[int]]) -> list[int]:
-        """The requests to compare with lm_eval's path: the longest, and in a large run the longest elsewhere.
+        """The requests to compare with lm_eval's path: the longest, and in a large run a sibling of it.
 
-        Empty where requests at least as long agreed before. Twice as long counts as new: it may be the first beyond
-        a window or some other limit.
+        Empty where requests about as long agreed before. Half as long again counts as new: it may be the first
+        beyond a window or some other limit.
         """
         longest = max(range(len(inputs)), key=lambda i: len(inputs[i]), default=None)
-        if not self._self_check or longest is None or len(inputs[longest]) < 2 * self._checked_length:
+        if not self._self_check or longest is None or len(inputs[longest]) <= 1.5 * self._checked_length:
             return []
         if len(requests) < _WORTH_A_SECOND_CHECK:
             return [longest]
-        elsewhere = (i for i in range(len(inputs)) if requests[i][1] != requests[longest][1])
-        return [longest, *(i for i in [max(elsewhere, key=lambda i: len(inputs[i]), default=None)] if i is not None)]
+        context = requests[longest][1]
+        siblings = (i for i, (_, other, _) in enumerate(requests) if other == context and inputs[i] != inputs[longest])
+        return [longest, *islice(siblings, 1)]
 
-    def _verified(
-        self, requests: Sequence[Request], inputs: Sequence[list[int]], suspects: Sequence[int]
-    ) -> dict[int, Answer] | None:
-        """Scores the suspects with their siblings in both ways.
+    def _compare(self, requests: Sequence[Request], shared: Mapping[int, Answer]) -> None:
+        """Compares answers of the shared path with lm_eval's own.
 
-        Returns:
-            The shared path's answers, by index of the request; None if the two ways differ, which is said loudly.
+        Raises:
+            _SelfCheckError: they differ by more than rounding.
         """
-        if not suspects:
-            return {}
-        family = list(suspects)
-        for suspect in suspects:
-            context = requests[suspect][1]
-            siblings = (i for i, (_, other, _) in enumerate(requests) if other == context and i not in suspects)
-            family.extend(islice(siblings, _FAMILY))
-        family = list(dict.fromkeys(family))
-        try:
-            found = dict(self._answers([requests[i] for i in family], [inputs[i] for i in family], None))
-        except UnsupportedAttentionError as error:
-            self._fail(str(error))
-            return None
-        shared = {family[place]: answer for place, answer in found.items()}
-        for suspect, (log_prob, _) in zip(suspects, self._plain(requests, suspects), strict=True):
-            difference = abs(shared[suspect][0] - log_prob)
+        plain = self._plain([requests[index] for index in shared])
+        for (index, (ours, _)), (theirs, _) in zip(shared.items(), plain, strict=True):
+            _, context, option = requests[index]
+            difference = abs(ours - theirs)
             self.stats.checked += 1
             self.stats.largest_difference = max(self.stats.largest_difference, difference)
-            if not difference <= self._tolerance(len(requests[suspect][2])):
-                self._fail(f"they differ by {difference:.2g} nats on a request of {len(inputs[suspect])} tokens")
-                return None
-        self._checked_length = max(len(inputs[i]) for i in suspects)
-        for index, answer in shared.items():
-            self._remember(requests[index], answer)
-        return shared
+            if not difference <= self._tolerance(len(option)):
+                raise _SelfCheckError(
+                    f"{difference:.2g} nats apart on a request of {len(context) + len(option)} tokens"
+                )
+            seen = truncated_input(context, option, self._lm.max_length)
+            self._checked_length = max(self._checked_length, len(seen))
 
-    def _plain(self, requests: Sequence[Request], chosen: Sequence[int]) -> list[Answer]:
+    def _plain(self, requests: Sequence[Request]) -> list[Answer]:
         """lm_eval's own answers, with its log-softmax in float32 so that only the model's rounding is compared."""
         own = self._lm.softmax_dtype
         self._lm.softmax_dtype = torch.float32
         try:
-            unnamed = [(None, *requests[i][1:]) for i in chosen]  # without text, lm_eval caches nothing
+            unnamed = [(None, context, option) for _, context, option in requests]  # without text, none is cached
             return HFLM._loglikelihood_tokens(self._lm, unnamed, disable_tqdm=True, override_bs=1)
         finally:
             self._lm.softmax_dtype = own
@@ -229,10 +225,6 @@ class SharedPrefixScorer:
         )
         base, each = {torch.float32: (1e-4, 1e-5), torch.float16: (0.02, 0.01)}.get(dtype, (0.1, 0.05))
         return base + each * n_scored
-
-    def _fail(self, reason: str) -> None:
-        self._failed = f"the self-check of shared prefixes failed ({reason})"
-        logger.error("%s; every request takes lm_eval's own path. Please report this model.", self._failed.capitalize())
 
     def _pays(self, trie: Trie, check_lengths: Sequence[int]) -> bool:
         """Whether sharing promises to be clearly faster, self-check included.
@@ -256,21 +248,16 @@ class SharedPrefixScorer:
     def _harness(
         self, requests: list[Request], disable_tqdm: bool, override_bs: int | None, reason: str
     ) -> list[Answer]:
-        self.stats = replace(
-            self.stats if reason == self._failed else ScoringStats("harness"),
-            path="harness",
-            reason=reason,
-            requests=len(requests),
-        )
+        self.stats = ScoringStats("harness", reason=reason, requests=len(requests))
         if override_bs is None and self._lm.world_size > 1 and self._unsupported is None:
             # With batch_size=auto, finding a size is a joint step of all processes, and the others may not be here.
             override_bs = 1
         return HFLM._loglikelihood_tokens(self._lm, requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, level: int = logging.WARNING) -> None:
         if text not in self._said:
             self._said.add(text)
-            logger.warning(text)
+            logger.log(level, text)
 
 
 def truncated_input(context: Sequence[int], option: Sequence[int], max_length: int) -> list[int]:

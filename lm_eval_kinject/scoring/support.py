@@ -21,6 +21,7 @@ _PER_TOKEN_ADAPTERS = frozenset(
     {"LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "VBLORA", "MISS", "BONE"}
     | {"RANDLORA", "LN_TUNING", "TRAINABLE_TOKENS", "SHIRA", "C3A", "ROAD", "WAVEFT", "DELORA"}
 )
+_FORWARD_ARGUMENTS = frozenset({"input_ids", "position_ids", "use_cache", "logits_to_keep"})
 _EXACT_LAYERS = frozenset({"full_attention", "sliding_attention"})
 _ROPE_BY_LONGEST_POSITION = frozenset({"dynamic", "longrope"})
 
@@ -73,8 +74,12 @@ def _code_problem(model: PreTrainedModel) -> str | None:
         return f"{name} carries a recurrent state"
     if not getattr(model, "_supports_attention_backend", False):
         return f"{name} doesn't let its attention be replaced"
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        return f"{name} can't restrict its logits to chosen positions"
+    parameters = inspect.signature(model.forward).parameters
+    missing = sorted(_FORWARD_ARGUMENTS - parameters.keys())
+    if missing:
+        return f"{name}'s forward doesn't take {', '.join(missing)}"
+    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return f"{name}'s forward hands nothing through to its attention"
     if (getattr(model, "_tp_size", None) or 1) > 1:
         return "it runs tensor-parallel"
     return None

@@ -1,0 +1,333 @@
+"""Shared-prefix scoring against lm_eval's own ``hf``: the same requests, the same process, in turn.
+
+For: the figures in `benchmarks/results/`, and for finding out on your own machine whether sharing pays. Not for:
+correctness at large, which `tests/invariant/test_scoring_exact.py` pins down on many architectures; the largest
+difference is printed here all the same.
+
+The one idea: prompts are token lists of the shapes that retrieval makes (chunks of 256 tokens in front of a question,
+options behind it), drawn at random, and so is the Llama-shaped model, about 110 million parameters with the smaller
+vocabulary. Time depends on shapes, not on meaning.
+
+    python benchmarks/scoring.py --list
+    python benchmarks/scoring.py                          # every case, about an hour and a half on two CPU cores
+    python benchmarks/scoring.py --cases k3-cloze-32k --questions 4
+    python benchmarks/scoring.py --small                  # a tiny model, in a minute: does it run?
+    python benchmarks/scoring.py --device cuda --dtype bfloat16 --model 1b
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import logging
+import os
+import platform
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from lm_eval.models.huggingface import HFLM
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lm_eval_kinject.scoring import ScoringStats, SharedPrefixScorer
+
+RESULTS = Path(__file__).parent / "results"
+CHUNK_TOKENS = 256
+BOS = 1
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Attributes:
+        chunks: the values of K scored in one call; chunk lists are nested, as a retriever returns them.
+        letters: options are one letter each behind a question that spells them out; otherwise their texts.
+        shots: worked examples before the chunks, the same for all questions.
+        vocabulary: size of the model's vocabulary.
+        questions: how many, unless ``--questions`` says otherwise.
+        target: the ratio that the project promises on two CPU cores, or None where it promises "not slower".
+    """
+
+    chunks: tuple[int, ...]
+    letters: bool
+    shots: int
+    vocabulary: int
+    questions: int
+    target: float | None = None
+
+
+SWEEP = (0, 1, 2, 3, 4, 5)
+CASES = {
+    "k3-cloze-32k": Case((3,), False, 0, 32_000, 40, 5.0),
+    "k3-cloze-128k": Case((3,), False, 0, 128_000, 24, 9.0),
+    "sweep-cloze-32k": Case(SWEEP, False, 0, 32_000, 8, 10.0),
+    "sweep-cloze-128k": Case(SWEEP, False, 0, 128_000, 8, 20.0),
+    "sweep-letters-32k": Case(SWEEP, True, 0, 32_000, 24, 3.0),
+    "k3-5shot-cloze-32k": Case((3,), False, 5, 32_000, 24, 4.8),
+    "k3-letters-32k": Case((3,), True, 0, 32_000, 24),
+    "k3-letters-128k": Case((3,), True, 0, 128_000, 24),
+    "k3-5shot-letters-32k": Case((3,), True, 5, 32_000, 16),
+    "k0-cloze-32k": Case((0,), False, 0, 32_000, 60),
+    "k0-letters-32k": Case((0,), True, 0, 32_000, 60),
+    "k0-5shot-letters-32k": Case((0,), True, 5, 32_000, 24),
+    "one-k0-cloze-32k": Case((0,), False, 0, 32_000, 1),
+    "one-k0-letters-32k": Case((0,), True, 0, 32_000, 1),
+    "one-k3-cloze-32k": Case((3,), False, 0, 32_000, 1),
+    "one-k3-letters-32k": Case((3,), True, 0, 32_000, 1),
+    "one-sweep-letters-32k": Case(SWEEP, True, 0, 32_000, 1),
+    "two-k3-letters-32k": Case((3,), True, 0, 32_000, 2),
+    "one-k0-cloze-128k": Case((0,), False, 0, 128_000, 1),
+    "one-k3-letters-128k": Case((3,), True, 0, 128_000, 1),
+}
+
+
+@dataclass
+class Run:
+    """One way of scoring one case.
+
+    Attributes:
+        seconds: wall clock, the best of the repeats.
+        peak_mib: peak memory above what the weights take, in MiB; None where it can't be read.
+    """
+
+    seconds: float
+    peak_mib: float | None
+
+
+@dataclass
+class Row:
+    """The result of one case: stock at each batch size, ours, and how they compare."""
+
+    case: str
+    questions: int
+    requests: int
+    stock: dict[str, Run]
+    ours: Run
+    ratio: float
+    target: float | None
+    forwarded_over_distinct: float | None
+    memory_over_stock: float | None
+    largest_difference: float
+    same_greedy: bool
+    stats: ScoringStats = field(repr=False)
+
+
+def make_requests(case: Case, n_questions: int, vocabulary: int, seed: int = 0) -> list[Request]:
+    """Requests of `case` as lm_eval would pass them: ``((text, text), context ids, option ids)``."""
+    rng = random.Random(seed)
+
+    def words(low: int, high: int) -> list[int]:
+        return [rng.randrange(10, vocabulary) for _ in range(rng.randint(low, high))]
+
+    def question() -> list[int]:
+        return words(24, 40) + (words(40, 56) if case.letters else [])  # with letters, the options' texts are in it
+
+    header = [BOS]
+    for _ in range(case.shots):
+        header += question() + (words(1, 1) if case.letters else words(4, 12)) + words(2, 2)
+    letters = [words(1, 1) for _ in range(4)]
+    requests: list[Request] = []
+    for number in range(n_questions):
+        chunks = [words(CHUNK_TOKENS, CHUNK_TOKENS) for _ in range(max(case.chunks))]
+        asked = question()
+        options = letters if case.letters else [words(4, 12) for _ in range(4)]
+        for k in case.chunks:
+            context = [*header, *(token for chunk in chunks[:k] for token in chunk), *asked]
+            for place, option in enumerate(options):
+                requests.append(((f"{number}/{k}", str(place)), context, option))
+    return requests
+
+
+def make_lm(size: str, vocabulary: int, device: str, dtype: torch.dtype) -> HFLM:
+    """A random Llama-shaped model with a given vocabulary, loaded in lm_eval's ``hf``."""
+    shape = {
+        "tiny": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4},
+        "110m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
+        "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+        | {"num_key_value_heads": 8},
+    }[size]
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=4096, tie_word_embeddings=True, **shape)
+    model = LlamaForCausalLM._from_config(config, dtype=dtype).to(device).eval()
+    raw = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device=device)
+
+
+class PeakMemory:
+    """Peak memory of the process above its level on entry, in MiB: allocator on CUDA, resident set on Linux."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self.mib: float | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self._cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        else:
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+                self._before = _status("VmRSS")
+            except OSError:
+                self._before = -1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+            self.mib = (torch.cuda.max_memory_allocated() - self._before) / 2**20
+        elif self._before >= 0:
+            self.mib = (_status("VmHWM") - self._before) / 2**20
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise OSError(key)
+
+
+def measure(score: Any, device: str, repeats: int) -> tuple[Run, list[tuple[float, bool]]]:
+    """Runs `score` and returns its best time, its highest peak and its answers."""
+    runs, answers = [], []
+    for _ in range(repeats):
+        with PeakMemory(device) as peak:
+            start = time.perf_counter()
+            answers = score()
+            seconds = time.perf_counter() - start
+        runs.append(Run(seconds, peak.mib))
+    peaks = [run.peak_mib for run in runs if run.peak_mib is not None]
+    return Run(min(run.seconds for run in runs), max(peaks) if peaks else None), answers
+
+
+def run_case(name: str, lm: HFLM, device: str, n_questions: int, batch_sizes: list[int], repeats: int) -> Row:
+    """Scores one case with lm_eval's path at each batch size and with ours."""
+    case = CASES[name]
+    vocabulary = lm.model.config.vocab_size
+    requests = make_requests(case, n_questions, vocabulary)
+    warm = make_requests(case, 1, vocabulary, seed=1)[:1]
+    HFLM._loglikelihood_tokens(lm, warm, disable_tqdm=True)
+    stock: dict[str, Run] = {}
+    reference: list[tuple[float, bool]] = []
+    for batch in batch_sizes:
+        lm.batch_size_per_gpu = batch
+        run, answers = measure(lambda: HFLM._loglikelihood_tokens(lm, requests, disable_tqdm=True), device, repeats)
+        stock[str(batch)] = run
+        reference = reference or answers
+    best = min(stock, key=lambda batch: stock[batch].seconds)
+    lm.batch_size_per_gpu = int(best)
+
+    scorers: list[SharedPrefixScorer] = []
+
+    def ours() -> list[tuple[float, bool]]:
+        scorers.append(SharedPrefixScorer(lm))  # a new one each time, so that each pays for its self-check
+        return scorers[-1].loglikelihood(requests, disable_tqdm=True)
+
+    run, answers = measure(ours, device, repeats)
+    stats = scorers[-1].stats
+    pairs = list(zip(reference, answers, strict=True))
+    least = min((r.peak_mib for r in stock.values() if r.peak_mib is not None), default=None)
+    return Row(
+        case=name,
+        questions=n_questions,
+        requests=len(requests),
+        stock=stock,
+        ours=run,
+        ratio=stock[best].seconds / run.seconds,
+        target=case.target,
+        forwarded_over_distinct=stats.forwarded_tokens / stats.distinct_tokens if stats.distinct_tokens else None,
+        memory_over_stock=run.peak_mib / least if run.peak_mib is not None and least else None,
+        largest_difference=max(abs(a[0] - b[0]) for a, b in pairs),
+        same_greedy=all(a[1] == b[1] for a, b in pairs),
+        stats=stats,
+    )
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """Where the figures come from."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    found: dict[str, Any] = {"cpu": cpu, "cpu_cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name()
+    packages = {name: version(name) for name in ("torch", "transformers", "lm_eval")}
+    return found | {"python": platform.python_version(), "system": platform.system(), **packages}
+
+
+def show(row: Row) -> None:
+    def memory(run: Run) -> str:
+        return "?" if run.peak_mib is None else f"{run.peak_mib:.0f} MiB"
+
+    stock = ", ".join(f"bs{batch} {run.seconds:.2f} s ({memory(run)})" for batch, run in row.stock.items())
+    target = f" (target {row.target:g})" if row.target else " (not below 0.95)"
+    over = "" if row.forwarded_over_distinct is None else f"; forwarded/distinct {row.forwarded_over_distinct:.3f}"
+    over += "" if row.memory_over_stock is None else f"; memory/stock {row.memory_over_stock:.2f}"
+    ours = f"ours {row.ours.seconds:.2f} s ({memory(row.ours)}) by {row.stats.path}"
+    exact = f"max |Δ| {row.largest_difference:.1e}, greedy {'same' if row.same_greedy else 'DIFFERS'}"
+    print(f"{row.case:22} {row.ratio:6.2f}x{target}; {ours}; stock {stock}{over}; {exact}", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the chosen cases; 1 if a promise isn't kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
+    parser.add_argument("--list", action="store_true", help="list the cases and stop")
+    parser.add_argument("--small", action="store_true", help="tiny model, 4 questions, vocabularies of 2,000")
+    parser.add_argument("--questions", type=int, help="questions per case, instead of each case's own number")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4], help="of lm_eval's path (default: 1 4)")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="take the best time of so many; one-… cases: 5 times that"
+    )
+    parser.add_argument("--model", choices=["tiny", "110m", "1b"], default="110m")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/scoring-DATE-DEVICE.json)")
+    options = parser.parse_args(arguments)
+    if options.list:
+        for name, case in CASES.items():
+            print(f"{name:22} {case}")
+        return 0
+    logging.disable(logging.WARNING)
+    transformers.logging.set_verbosity_error()
+    rows, lms = [], {}
+    for name in options.cases:
+        vocabulary = 2_000 if options.small else CASES[name].vocabulary
+        questions = options.questions or (4 if options.small else CASES[name].questions)
+        if vocabulary not in lms:
+            lms.clear()
+            size = "tiny" if options.small else options.model
+            lms[vocabulary] = make_lm(size, vocabulary, options.device, getattr(torch, options.dtype))
+        repeats = options.repeats * (5 if name.startswith(("one-", "two-")) else 1)
+        rows.append(run_case(name, lms[vocabulary], options.device, questions, options.batch_sizes, repeats))
+        show(rows[-1])
+    today = datetime.date.today().isoformat()
+    target = options.output or RESULTS / f"scoring-{today}-{options.device.split(':')[0]}.json"
+    report = {"date": today, "hardware": hardware(options.device), "options": vars(options) | {"output": str(target)}}
+    if not options.small or options.output:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        print(f"written to {target}")
+    kept = all(row.ratio >= (row.target or 0.95) and row.same_greedy for row in rows)
+    return 0 if kept or options.small else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

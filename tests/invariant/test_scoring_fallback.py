@@ -1,0 +1,190 @@
+"""What can't be exact, can't be proved exact or wouldn't pay takes lm_eval's own path, and the log says so."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from helpers.tiny_models import make_tiny, make_tokenizer
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lm_eval_kinject.scoring import SharedPrefixScorer, attention, reason_unsupported
+
+SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 512, "max_position_embeddings": 512}
+SMALL |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+
+
+def wrap(model: Any, **kwargs: Any) -> HFLM:
+    return HFLM(pretrained=model, tokenizer=make_tokenizer("llama"), batch_size=2, max_length=400, **kwargs)
+
+
+def from_config(arch: str, **changes: Any) -> HFLM:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch, **(SMALL | changes)), dtype=torch.float32)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.25)
+    return wrap(model.eval())
+
+
+def requests_of(n: int, length: int) -> list[Request]:
+    """Questions with four options of two tokens each; contexts differ from the second token on."""
+    contexts = [[1, 20 + number, *range(30, 28 + length)] for number in range(n)]
+    return [(("c", "o"), context, [10 + o, 11]) for context in contexts for o in range(4)]
+
+
+def check_fallback(lm: HFLM, reason: str, caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> None:
+    """Two calls: both give lm_eval's own answers, bit by bit; the log speaks once."""
+    requests = requests_of(6, 100)
+    theirs = HFLM._loglikelihood_tokens(lm, requests, disable_tqdm=True)
+    scorer = SharedPrefixScorer(lm)
+    with caplog.at_level(logging.INFO, logger="lm_eval_kinject"):
+        for _ in range(2):
+            assert scorer.loglikelihood(requests, disable_tqdm=True) == theirs
+            assert scorer.stats.path == "harness"
+            assert reason in scorer.stats.reason
+    said = [record for record in caplog.records if reason in record.message]
+    assert len(said) == 1
+    assert said[0].levelno == level
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "reason"),
+    [
+        ("mamba", {"state_size": 8}, "recurrent state"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic rotary"),
+        (
+            "phi3",
+            {
+                "original_max_position_embeddings": 64,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0] * 4,
+                    "long_factor": [2.0] * 4,
+                    "original_max_position_embeddings": 64,
+                },
+            },
+            "longrope rotary",
+        ),
+        ("gemma2", {"sliding_window": 24}, "caps its attention scores"),
+        ("bloom", {"n_head": 4}, "doesn't let its attention be replaced"),
+        ("llama4_text", {"num_local_experts": 2, "attention_chunk_size": 24}, "layers of type chunked_attention"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_architectures(arch: str, changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    check_fallback(from_config(arch, **changes), reason, caplog)
+
+
+def test_encoder_decoder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lm = HFLM(pretrained=make_tiny("t5", tmp_path), device="cpu", batch_size=2)
+    check_fallback(lm, "encoder-decoder", caplog)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "PROMPT_TUNING"),
+        (peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "PREFIX_TUNING"),
+        (peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1, task_type="CAUSAL_LM"), "ADAPTION_PROMPT"),
+        (peft.LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[10, 11]), "activated LoRA"),
+    ],
+    ids=["prompt", "prefix", "llama-adapter", "alora"],
+)
+def test_adapters_that_reach_across_tokens(config: peft.PeftConfig, reason: str) -> None:
+    lm = from_config("llama")
+    lm._model = peft.get_peft_model(lm._model, config)
+    found = reason_unsupported(lm)
+    assert found is not None
+    assert reason in found
+
+
+def test_code_from_elsewhere() -> None:
+    class Own(LlamaForCausalLM):  # type: ignore[misc]
+        pass
+
+    assert "isn't part of transformers" in str(reason_unsupported(wrap(Own(LlamaConfig(**SMALL)))))
+
+
+def test_a_forward_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Steered(HFLM):  # type: ignore[misc]
+        def _model_call(self, inps: torch.Tensor, **_: Any) -> torch.Tensor:
+            return super()._model_call(inps) + 1
+
+    lm = Steered(pretrained=LlamaForCausalLM(LlamaConfig(**SMALL)), tokenizer=make_tokenizer("llama"))
+    assert "Steered has a forward of its own" in str(reason_unsupported(lm))
+
+
+def test_a_layer_that_asks_for_more(caplog: pytest.LogCaptureFixture) -> None:
+    lm = from_config("gpt_oss", num_local_experts=2, num_experts_per_tok=1, sliding_window=24)
+    check_fallback(lm, "asks its attention for s_aux", caplog, logging.ERROR)
+
+
+@pytest.mark.parametrize("arch", ["mistral", "gemma3_text"])
+def test_the_self_check_catches_a_wrong_window(
+    arch: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real_mask, real_tiles = attention._mask, attention.cut_tiles  # as if there were no window
+    monkeypatch.setattr(attention, "_mask", lambda t, p, e, _, dtype: real_mask(t, p, e, None, dtype))
+    monkeypatch.setattr(attention, "cut_tiles", lambda p, e, past, _, size: real_tiles(p, e, past, None, size))
+    lm = from_config(arch, sliding_window=24)
+    heard: list[Any] = []
+    monkeypatch.setattr(lm.cache_hook, "add_partial", lambda *given: heard.append(given))
+    check_fallback(lm, "nats apart on a request of 102 tokens", caplog, logging.ERROR)
+    assert len(heard) == 3 * 24  # lm_eval's own answers of three runs, and none of ours
+
+
+def test_the_self_check_comes_back_for_longer_requests() -> None:
+    scorer = SharedPrefixScorer(from_config("mistral", sliding_window=24), always=True)
+    checked = []
+    for length in (40, 40, 20, 55, 70):
+        scorer.loglikelihood(requests_of(3, length), disable_tqdm=True)
+        checked.append(scorer.stats.checked)
+    assert checked == [1, 0, 0, 0, 1]
+
+
+def test_a_large_run_compares_a_sibling_too() -> None:
+    scorer = SharedPrefixScorer(from_config("llama"), always=True)
+    scorer.loglikelihood(requests_of(60, 10), disable_tqdm=True)
+    assert scorer.stats.checked == 2
+
+
+def test_runs_too_small_to_pay_take_lm_evals_path() -> None:
+    lm = from_config("llama")
+    one_letter = [(("c", "o"), [1, *range(20, 400)], [option]) for option in (10, 11, 12, 13)]
+    scorer = SharedPrefixScorer(lm)
+    assert scorer.loglikelihood(one_letter) == HFLM._loglikelihood_tokens(lm, one_letter)
+    assert scorer.stats.reason == "sharing would not pay"
+    scorer.loglikelihood(requests_of(20, 300), disable_tqdm=True)
+    assert scorer.stats.path == "shared"
+
+
+def test_what_lm_eval_refuses_is_refused_by_lm_eval() -> None:
+    scorer = SharedPrefixScorer(from_config("llama"))
+    assert scorer.loglikelihood([]) == []
+    for context, option in (([1], []), ([], [1]), ([1], [5] * 401)):
+        with pytest.raises(AssertionError):
+            scorer.loglikelihood([(("a", "b"), context, option)], disable_tqdm=True)
+
+
+def test_one_process_of_many_never_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With batch_size=auto lm_eval finds a size together with all processes, which would hang if one alone asked.
+    lm = from_config("llama")
+    lm.batch_size_per_gpu, lm._world_size = "auto", 2
+    monkeypatch.setattr(lm, "_detect_batch_size", lambda *_: pytest.fail("waits for the others"))
+    scorer = SharedPrefixScorer(lm)
+    requests = requests_of(1, 5)
+    answers = scorer.loglikelihood(requests, disable_tqdm=True)
+    assert scorer.stats.path == "harness"
+    assert len(answers) == 4
+    scorer.loglikelihood(requests_of(20, 300), disable_tqdm=True)
+    assert scorer.stats.path == "shared"
