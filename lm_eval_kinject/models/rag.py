@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lm_eval_kinject.errors import ArgumentError, ModelError
 from lm_eval_kinject.models import task_hook
 from lm_eval_kinject.models.arguments import split
 from lm_eval_kinject.models.prompts import Library, PromptWriter, clock, mark_on
-from lm_eval_kinject.models.results import Figure, check_complete, figure_of, figures, model_identity
+from lm_eval_kinject.models.results import Figure, check_complete, figure_of, figures, model_identity, ties
 from lm_eval_kinject.plugin import assets_dir
 from lm_eval_kinject.provenance import environment
 
@@ -68,6 +69,7 @@ class RagMixin:
         parted = split(arguments, names)
         self.rag = parted.rag
         self._written: dict[tuple[str, int], Figure] = {}
+        self._ties: dict[tuple[str, int], bool] = {}
         self._seconds: dict[str, float] = {}
         self._reported = False
         self._scorer: Any = None
@@ -137,18 +139,24 @@ class RagMixin:
 
     def _answer(self, method: str, requests: list[Any], kwargs: dict[str, Any]) -> Any:
         host = getattr(super(), method)
-        if self.rag.k == 0:
-            return host(requests, **kwargs)
         if self._reported:  # a new evaluation with the same model object
             self._written.clear()
+            self._ties.clear()
             self._seconds.clear()
             self._reported = False
-        marks = self._writer.write(requests)
-        if marks:
-            check_complete(self.provenance())
-        self._note(marks, requests)
+        bare = requests
+        if self.rag.k > 0:
+            marks = self._writer.write(requests)
+            if marks:
+                check_complete(self.provenance())
+            self._note(marks, requests)
+            bare = [self._writer.bare(request) for request in requests]
         with clock(self._seconds, "scoring"):
-            return host([self._writer.bare(request) for request in requests], **kwargs)
+            answers = host(bare, **kwargs)
+        if method == "loglikelihood":
+            for part in self.gather_object(ties(requests, answers)) or ():
+                self._ties.update(part)
+        return answers
 
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
@@ -184,9 +192,14 @@ class RagMixin:
     def get_model_info(self) -> dict[str, Any]:
         """What lm_eval adds to ``config`` of its results, after the evaluation: the host's, and ours as ``kinject``."""
         info: dict[str, Any] = super().get_model_info()  # type: ignore[misc]
+        tasks = figures(self._written.values(), self.rag.k, ranked=self.rag.retriever != "full")
+        questions = Counter(task for task, _ in self._ties)
+        tied = Counter(task for (task, _), is_tied in self._ties.items() if is_tied)
+        for task, count in questions.items():
+            tasks.setdefault(task, {"questions": count})["tied_questions"] = tied[task]
         info["kinject"] = {
             **self.provenance(),
-            "tasks": figures(self._written.values(), self.rag.k, ranked=self.rag.retriever != "full"),
+            "tasks": tasks,
             "seconds": {stage: round(passed, 3) for stage, passed in self._seconds.items()},
         }
         self._reported = True

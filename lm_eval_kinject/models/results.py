@@ -20,7 +20,7 @@ from lm_eval_kinject.errors import KinjectError, ProvenanceError
 from lm_eval_kinject.models.prompts import DEPTH, Written
 from lm_eval_kinject.provenance import fingerprint, fingerprint_file
 
-__all__ = ["Figure", "check_complete", "figure_of", "figures", "model_identity"]
+__all__ = ["Figure", "check_complete", "figure_of", "figures", "model_identity", "ties"]
 
 _CUTOFFS = (1, 3, DEPTH)
 _WHOLE = 64 << 20  # files up to 64 MiB are fingerprinted whole
@@ -95,6 +95,21 @@ def _figures(found: Sequence[Figure], k: int, ranked: bool) -> dict[str, Any]:
     result["chunks_truncated"] = sum(f.truncated for f in found)
     result["mean_context_tokens"] = sum(f.context_tokens for f in found) / len(found)
     return result
+
+
+def ties(requests: Iterable[Any], answers: Iterable[Any]) -> dict[tuple[str, int], bool]:
+    """Says of each multiple-choice question whether its best option shares its log-likelihood with another one.
+
+    lm_eval gives such a tie to the first of them; counted, it is seen. Requests with an empty context (mutual
+    information) and questions of one request don't count; a request that comes twice counts once.
+    """
+    scores: dict[tuple[str, int], dict[int, float]] = {}
+    for request, answer in zip(requests, answers, strict=True):
+        if request.args[0] != "":
+            key = (str(request.task_name), -1 if request.doc_id is None else int(request.doc_id))
+            scores.setdefault(key, {})[request.idx] = answer[0]
+    options = {key: list(found.values()) for key, found in scores.items() if len(found) > 1}
+    return {key: found.count(max(found)) > 1 for key, found in options.items()}
 
 
 # Who was scored -------------------------------------------------------------------------------------------------------

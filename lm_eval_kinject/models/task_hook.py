@@ -9,8 +9,8 @@ Shims, each with the condition for its removal:
 
 - `install` wraps ``Task.build_all_requests`` (lm-eval 0.4.13): until lm_eval's Instances name their Task.
 - `Origin.chat` carries ``apply_chat_template`` over: until Instances say how their prompt was rendered.
-- the wrapper turns ``cache_requests`` off where a chat template is applied, as requests read from lm_eval's cache
-  never went through the model's ``apply_chat_template``: until that cache keeps the messages.
+- for our models with ``k > 0`` the wrapper turns ``cache_requests`` off where a chat template is applied, as requests
+  read from lm_eval's cache never went through ``apply_chat_template``: until that cache keeps the messages.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def install() -> None:
     @functools.wraps(original)
     def build_all_requests(self: Any, **kwargs: Any) -> None:
         chat = bool(kwargs.get("apply_chat_template"))
-        if chat and kwargs.get("cache_requests"):
+        if chat and kwargs.get("cache_requests") and _retrieves(kwargs.get("chat_template")):
             _log.warning("cache_requests is ignored: with a chat template and retrieval, prompts are built afresh.")
             kwargs["cache_requests"] = False
         original(self, **kwargs)
@@ -73,6 +73,12 @@ def install() -> None:
 
     setattr(build_all_requests, _INSTALLED, True)
     Task.build_all_requests = build_all_requests
+
+
+def _retrieves(chat_template: Any) -> bool:
+    """Whether a chat template is that of a model of ours with ``k > 0``."""
+    model = getattr(chat_template, "__self__", None)
+    return getattr(getattr(model, "rag", None), "k", 0) > 0
 
 
 def origin_of(instance: Any) -> Origin | None:

@@ -156,6 +156,8 @@ def test_chat_template_ignores_the_requests_cache(run, tmp_path, monkeypatch):
         result = run(["current_events_cloze"], options=chat)
         assert context(0) + cloze(0) in prompts(result, "current_events_cloze")[0]
     assert not (tmp_path / "requests").exists()
+    run(["current_events_cloze"], options=chat, k=0)  # another model's requests are cached as ever
+    assert len(list((tmp_path / "requests").iterdir())) == 1
 
 
 def test_the_requests_cache_holds_prompts_without_text(run, tmp_path, monkeypatch):
@@ -493,6 +495,15 @@ def test_recall_against_the_source_chunk(run, spies):
     assert figures["gold_in_prompt"] == 2 / 8
 
 
+@pytest.mark.parametrize("k", [0, 1])
+def test_ties_are_counted(run, tmp_path, k):
+    """Every option the same: all are tied; else, with a random model, none is."""
+    folder = write_task(tmp_path / "t", "all", doc_to_choice=["yes", "yes", "yes"], doc_to_target=1)
+    found = run(["all", "arc_easy"], k=k, retriever="bm25", folders=[folder])["config"]["kinject"]["tasks"]
+    assert found["all"]["tied_questions"] == found["all"]["questions"] == 2
+    assert found["arc_easy"]["tied_questions"] == 0
+
+
 def test_missing_provenance_stops_the_run(run, spies, monkeypatch):
     monkeypatch.setattr(Spy, "provenance", lambda self: {"name": "spy"})
     with pytest.raises(ProvenanceError, match=r"Scoring doesn't start.*retrievers\.spy\.fingerprint"):
@@ -594,3 +605,48 @@ def test_an_adapter_is_named_in_the_results(place, tmp_path):
     said = lm.provenance()["peft"]
     assert said["name"] == "adapter"
     assert len(said["fingerprint"]) == 64
+
+
+# Processes ------------------------------------------------------------------------------------------------------------
+
+_EVERYTHING_IN_EACH = """
+import json, os, sys
+import lm_eval
+from helpers.local_tasks import task_manager
+from lm_eval_kinject.models.rag_hf import RagHFLM
+place, folder = sys.argv[1:]
+lm = RagHFLM(pretrained=folder, corpus=f"{place}/corpus", retriever="minilm", k=2, device="cpu")
+tasks = task_manager().load(["arc_easy"])
+tasks["tasks"]["arc_easy"].set_config("num_fewshot", 0)
+result = lm_eval.evaluate(lm, tasks, limit=4, bootstrap_iters=0)
+samples = [(s["arguments"], s["resps"]) for s in result["samples"]["arc_easy"]]
+with open(f"answers-{os.environ['RANK']}.json", "w") as file:
+    json.dump(samples, file)
+"""
+
+
+def test_processes_started_together_agree(place, tmp_path):
+    """On the CPU lm_eval's hf doesn't shard: both evaluate everything, with the index that one of them built."""
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    (tmp_path / "both.py").write_text(_EVERYTHING_IN_EACH)
+    tests = Path(__file__).parent.parent
+    paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {
+        **os.environ, "PYTHONPATH": paths, "KINJECT_CACHE": str(tmp_path / "kinject"), "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_CACHE": str(tmp_path / "hf" / "datasets"),
+    }  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    tiny = make_tiny("llama", place / "models")
+    done = subprocess.run(
+        [*launch, str(tmp_path / "both.py"), str(place), tiny],
+        cwd=place, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((place / f"answers-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert "News from" in first[0][0][0][0]
+    assert len(list((tmp_path / "kinject").rglob("manifest.json"))) == 1
