@@ -302,7 +302,7 @@ def _unreachable(hf: dict[str, Any], problem: str) -> str:
         f"{name}={hf[name]}" for name in ("pretrained", "peft", "delta", "tokenizer") if isinstance(hf.get(name), str)
     ]
     reason = " ".join(problem.split()).split(". ")[0].rstrip(".")
-    local = [name for name in ("pretrained", "peft") if Path(str(hf.get(name) or "")).expanduser().is_dir()]
+    local = [name for name in ("pretrained", "peft") if hf.get(name) and Path(str(hf[name])).expanduser().is_dir()]
     advice = (
         "a folder there must hold config.json and weights (peft: adapter_config.json and weights)"
         if local

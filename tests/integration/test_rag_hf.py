@@ -563,7 +563,7 @@ def test_problems_are_found_before_a_model_is_loaded(place, monkeypatch):
 
 
 def test_an_unreachable_model():
-    with pytest.raises(ModelError, match=r"pretrained=nobody/nothing.*Without a network pass a folder"):
+    with pytest.raises(ModelError, match=r"pretrained=nobody/nothing.*spelling.*Without a network pass a folder"):
         RagHFLM(pretrained="nobody/nothing", k=0, device="cpu")
 
 
