@@ -46,7 +46,7 @@ def test_they_run_with_their_own_corpus(manager, tmp_path):
         figures = result["config"]["kinject"]["tasks"][task]
         assert (figures["recall@1"], figures["mrr"], figures["corpus"]) == (1.0, 1.0, corpus.fingerprint)
     said = result["config"]["kinject"]["corpora"][0]
-    assert (said["revision"], said["licence"]) == ("newswire-2042", "apache-2.0")
+    assert (said["revision"], said["licence"]) == ("newswire-2042", "cc0-1.0")
 
 
 def test_kinject_mmlu_is_two_groups_of_five(manager):
