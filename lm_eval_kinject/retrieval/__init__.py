@@ -12,7 +12,7 @@ from lm_eval_kinject.retrieval.index import (
     open_index,
     verify_index,
 )
-from lm_eval_kinject.retrieval.make import CONTROLS, RETRIEVERS, make_retriever, retriever_problems
+from lm_eval_kinject.retrieval.make import CONTROLS, RETRIEVERS, make_index, make_retriever, retriever_problems
 from lm_eval_kinject.retrieval.protocol import Hits, Retriever
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "cached_indexes",
     "index_info",
     "index_settings",
+    "make_index",
     "make_retriever",
     "open_index",
     "retriever_problems",

@@ -26,7 +26,7 @@ from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.retrieval.controls import Full, NoRetrieval, Oracle, Random
 from lm_eval_kinject.retrieval.dense import DenseRetriever
 from lm_eval_kinject.retrieval.encoders import KNOWN, EncoderSpec, load_encoder
-from lm_eval_kinject.retrieval.index import Progress, build_index, index_settings, open_index
+from lm_eval_kinject.retrieval.index import DenseIndex, Progress, build_index, index_settings, open_index
 from lm_eval_kinject.retrieval.protocol import Retriever
 from lm_eval_kinject.retrieval.sparse import BM25
 
@@ -178,6 +178,37 @@ def make_retriever(
             corpus.name,
         )
     return DenseRetriever(name, corpus, encoder, opened)
+
+
+def make_index(
+    name: str,
+    corpus: Corpus,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    revision: str | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> DenseIndex:
+    """The index that a dense retriever of this name searches, built unless it is there; arguments as `make_retriever`.
+
+    Args:
+        path: folder to build in; default: the cache, where `make_retriever` finds it.
+
+    Raises:
+        ArgumentError: unknown name or contradictory arguments, or a retriever that has no index.
+        RetrievalError: the model can't be reached or loaded.
+        IndexStoreError: the disk is full, or ``path`` holds something else.
+    """
+    problems = list(retriever_problems(name, dtype=dtype, index=None, revision=revision))
+    choice = _choose(name)
+    if not problems and choice.kind != "dense":
+        problems.append(f"{name} searches without an index on disk; name an encoder, such as minilm")
+    if problems:
+        raise ArgumentError(problems, "the index's arguments")
+    encoder = load_encoder(name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, device=device)
+    with _bar(corpus, progress) as show:
+        return build_index(corpus, encoder, path=path, progress=show)
 
 
 _CONTROL_CLASSES: dict[str, type[Oracle] | type[Full] | type[NoRetrieval]] = {

@@ -29,7 +29,7 @@ from lm_eval_kinject.records import Question
 
 RECALL_SEED, RECALL_EVENTS = 1901, 600
 READING_SEED, READING_EVENTS, READING_WORLDS = 2000, 3600, 10
-PROBE_SEED, PROBE_EVENTS = 1903, 1_400
+PROBE_SEED, PROBE_EVENTS = 1903, 800
 LETTERS = "ABCD"
 DESCRIPTION = "The following are multiple choice questions (with answers) about current events.\n\n"
 
@@ -219,9 +219,12 @@ class Mixture:
     def _reading_batch(self, rng: random.Random, progress: float, tokens: int, letters: bool) -> list[Row]:
         shape = _draw_shape(rng, progress, letters)
         rows: list[Row] = []
-        while sum(len(r.ids) for r in rows) < tokens:
+        while sum(len(r.ids) for r in rows) < 2 * tokens:
             rows.append(self.reading_row(rng.choice(self.reading_worlds), shape, rng))
-        return rows
+        # Rows of like length make a batch with little padding, so two batches are drawn and one of them is trained on.
+        rows.sort(key=lambda row: len(row.ids))
+        half = len(rows) // 2 or 1
+        return rows[:half] if rng.random() < 0.5 else rows[-half:]
 
     def _recall_batch(self, rng: random.Random, tokens: int) -> list[Row]:
         length = 512

@@ -48,8 +48,10 @@ def probe(model: PreTrainedModel, mixture: Mixture) -> dict[str, float]:
             writers[key] = lambda rng, world=world, shape=shape: mixture.reading_row(world, shape, rng)  # type: ignore[misc]
     writers["recall, trained questions"] = lambda rng: mixture.closed_book_row(rng, 512)
     writers["recall, stated only"] = lambda rng: mixture.closed_book_row(rng, 512, asked=False)
-    return {name: _accuracy(model, [write(random.Random(f"{name}{i}")) for i in range(_ROWS)], mixture)
-            for name, write in writers.items()}
+    return {
+        name: _accuracy(model, [write(random.Random(f"{name}{i}")) for i in range(_ROWS)], mixture)
+        for name, write in writers.items()
+    }
 
 
 @torch.no_grad()

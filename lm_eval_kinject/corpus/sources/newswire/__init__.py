@@ -6,7 +6,7 @@ language (see docs/newswire-kinds.md), `kind.py` reads them, `names.py` composes
 `lint.py` is the editor who reads a new kind file.
 """
 
-from lm_eval_kinject.corpus.sources.newswire.edition import Edition, EditionSize, make_edition, write_edition
+from lm_eval_kinject.corpus.sources.newswire.edition import Edition, EditionSize, make_edition, size_for, write_edition
 from lm_eval_kinject.corpus.sources.newswire.kind import READER_HELD_OUT_KINDS, Kind, load_kinds
 from lm_eval_kinject.corpus.sources.newswire.world import Event, World
 
@@ -19,5 +19,6 @@ __all__ = [
     "World",
     "load_kinds",
     "make_edition",
+    "size_for",
     "write_edition",
 ]

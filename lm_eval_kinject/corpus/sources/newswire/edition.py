@@ -21,6 +21,8 @@ from lm_eval_kinject.corpus.sources.newswire.ask import Examiner
 from lm_eval_kinject.corpus.sources.newswire.kind import Kind, load_kinds
 from lm_eval_kinject.corpus.sources.newswire.realise import realise
 from lm_eval_kinject.corpus.sources.newswire.world import Event, World
+from lm_eval_kinject.errors import CorpusError
+from lm_eval_kinject.provenance import atomic_write
 from lm_eval_kinject.records import Question
 
 BUNDLED_SEED = 2042
@@ -130,9 +132,57 @@ def _question_row(question: Question) -> Row:
     return {**row, "choices": list(question.choices), **meta}
 
 
+def size_for(events: int | None) -> EditionSize:
+    """The bundled edition's size, or its proportions at another number of events (at least 200)."""
+    if events is None:
+        return EditionSize()
+    whole = EditionSize()
+    sources = round(whole.sources * events / whole.events)
+    few_shot = whole.few_shot_sources
+    return EditionSize(
+        sources=sources,
+        background=events - sources - few_shot,
+        validation_sources=round(whole.validation_sources * sources / whole.sources),
+    )
+
+
 def write_edition(edition: Edition, folder: Path) -> None:
-    """Write an edition's Parquet files below ``folder`` (created if missing)."""
-    for name, rows in edition.tables().items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(list(rows)), path, compression="zstd", compression_level=19)
+    """Write an edition's Parquet files and its card below ``folder`` (created if missing).
+
+    Raises:
+        CorpusError: the folder holds an edition already, or can't be written.
+    """
+    tables = edition.tables()
+    present = [name for name in tables if (folder / name).exists()]
+    if present:
+        raise CorpusError(f"{folder} holds {', '.join(present)} already; name another folder or delete these first")
+    try:
+        for name, rows in tables.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(folder / name) as file:
+                pq.write_table(pa.Table.from_pylist(list(rows)), file, compression="zstd", compression_level=19)
+        with atomic_write(folder / "corpus" / "README.md") as file:
+            file.write(card(edition).encode())
+    except OSError as error:
+        raise CorpusError(f"{folder} can't be written: {error.strerror or error}; make room or name another") from error
+
+
+def card(edition: Edition) -> str:
+    """The data set's card, in the Hub's form."""
+    size = edition.size
+    return (
+        (Path(__file__).parent / "card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            seed=edition.seed,
+            events=size.events,
+            chunks=len(edition.chunks),
+            paraphrases=len(edition.paraphrases),
+            each=size.paraphrases,
+            validation=len(edition.validation),
+            validation_each=size.validation_paraphrases,
+            validation_sources=size.validation_sources,
+            test=len(edition.test),
+            dev=len(edition.dev),
+        )
+    )

@@ -98,15 +98,7 @@ class ComposeSlot(_Strict):
 
 
 Slot = Annotated[
-    PersonSlot
-    | TownSlot
-    | CompanySlot
-    | DateSlot
-    | WeekdaySlot
-    | NumberSlot
-    | MoneySlot
-    | ChoiceSlot
-    | ComposeSlot,
+    PersonSlot | TownSlot | CompanySlot | DateSlot | WeekdaySlot | NumberSlot | MoneySlot | ChoiceSlot | ComposeSlot,
     Field(discriminator="type"),
 ]
 

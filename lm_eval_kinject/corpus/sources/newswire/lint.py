@@ -36,8 +36,14 @@ def review(kind: Kind, samples: int) -> tuple[list[str], list[str]]:
             problems.append(f"questions for {slot}: none shares few words with the text ({overlaps})")
     shown = [f"words: mean {statistics.mean(lengths):.0f}, {min(lengths)} to {max(lengths)}"]
     for event in events[:samples]:
-        shown += ["", realise(event, 0), *(q[i % len(q)].format(**event.values) + f" -> {event.values[s]}"
-                                          for i, (s, q) in enumerate(kind.questions.items()))]
+        shown += [
+            "",
+            realise(event, 0),
+            *(
+                q[i % len(q)].format(**event.values) + f" -> {event.values[s]}"
+                for i, (s, q) in enumerate(kind.questions.items())
+            ),
+        ]
     return problems, shown
 
 
@@ -53,7 +59,9 @@ def main() -> int:
             problems, shown = review(read_kind(path), arguments.samples)
         except CorpusError as error:
             problems, shown = [str(error)], []
-        sys.stdout.write("\n".join([f"== {path.name}: {'OK' if not problems else 'TO MEND'}", *problems[:20], *shown]) + "\n")
+        sys.stdout.write(
+            "\n".join([f"== {path.name}: {'OK' if not problems else 'TO MEND'}", *problems[:20], *shown]) + "\n"
+        )
         bad += bool(problems)
     return int(bad > 0)
 

