@@ -1,7 +1,7 @@
 """BM25 over a corpus, computed by bm25s.
 
-What it is for: retrieval by shared words, with no model and nothing on disk: 2,500 chunks are indexed in about 0.2 s,
-so there is no cache to go stale. What it does not do: synonyms, spelling.
+What it is for: retrieval by shared words, with no model and nothing on disk: 2,500 chunks are indexed in about 0.4 s,
+so there is no cache that could go stale. What it does not do: synonyms, spelling.
 
 The one idea is the formula, with Lucene's idf, which is never negative:
 
