@@ -49,3 +49,11 @@ class ModelError(KinjectError):
 
 class ProvenanceError(KinjectError):
     """What a result must name is missing, so scoring doesn't start."""
+
+
+class HubError(KinjectError):
+    """The Hub can't be reached, refuses, or holds something else than it must; what was there before is untouched."""
+
+
+class PublishError(KinjectError):
+    """Something may not be published as it is (a pickle, a local path, a secret, a gap in the provenance)."""

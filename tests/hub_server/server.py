@@ -159,6 +159,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 30
+        disable_nagle_algorithm = True  # or each answer waits 40 ms for the client's acknowledgement
 
         def log_message(self, format: str, *args: Any) -> None:
             pass  # the plan keeps the log

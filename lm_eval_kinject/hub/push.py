@@ -1,0 +1,423 @@
+"""``kinject push``: a run, a base model or a question set becomes a Hub repository that others can use.
+
+What it is for: `push_run`, `push_model` and `push_dataset` put together what goes (content.py), write the card
+(cards.py), and hand it to publish.py. What it does not do: it trains and scores nothing.
+
+The one idea: a published run must not depend on this disk. Whatever it was made from has a name on the Hub at a commit,
+or ships with this package; if not, the push is refused and says what to push first.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lm_eval_kinject.errors import PublishError
+from lm_eval_kinject.hub.cards import CardFacts, render_card
+from lm_eval_kinject.hub.client import Say, check_repo_id, quiet
+from lm_eval_kinject.hub.content import (
+    ALLOWED,
+    PICKLED,
+    SETTINGS,
+    TOKENIZER,
+    WEIGHTS,
+    Content,
+    collect,
+    replace_paths,
+    to_json,
+)
+from lm_eval_kinject.hub.eval_results import Score, eval_results_files, eval_yaml, read_results, scores_of
+from lm_eval_kinject.hub.publish import Plan, Published, Remote, has_same, look, plan, publish, read_remote
+from lm_eval_kinject.hub.run import FILE, Run, parse_run, read_run
+
+__all__ = ["Place", "push_dataset", "push_model", "push_run"]
+
+_HASHED = (*WEIGHTS, *SETTINGS, *TOKENIZER)
+_OURS = (*_HASHED, "log.jsonl", "*.png")
+_FILE_KEYS = ("paraphrases_file", "validation_file", "general_text")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A repository at a commit."""
+
+    repo_id: str
+    commit: str
+
+    @classmethod
+    def find(cls, name: str, kind: Any, what: str, say: Say) -> tuple[Place, Remote]:
+        """Looks ``owner/name`` or ``owner/name@revision`` up."""
+        repo_id, _, revision = name.partition("@")
+        remote = look(repo_id, kind, revision or None, say)
+        if remote is None:
+            raise PublishError(f"{what} {repo_id} is not on the Hub (or you may not see it): push it first.")
+        return cls(repo_id, remote.commit), remote
+
+
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+# A run ----------------------------------------------------------------------------------------------------------------
+
+
+def push_run(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    base: str | None = None,
+    corpus: str | None = None,
+    results: Sequence[str | Path] = (),
+    benchmarks: Mapping[str, str] | None = None,
+    licence: str | None = None,
+    public: bool = False,
+    pull_request: bool = False,
+    check_base: bool = True,
+    dry_run: bool = False,
+    say: Say = quiet,
+) -> Published | Plan:
+    """Publishes a finished run of the trainer, adapter or whole model.
+
+    Args:
+        folder: the run: weights, ``kinject.json``, log and curve.
+        repo_id: where to; made, private, if it isn't there.
+        base: the base on the Hub, ``owner/name`` or ``owner/name@revision``; default: what the run was trained on, if
+            that was a Hub repository.
+        corpus: the same for the corpus.
+        results: files or folders of lm_eval's results, for the card and ``.eval_results/``.
+        benchmarks: task -> data set id of a benchmark, see `eval_results_files`.
+        licence: of the weights; default: the base's, if its card says.
+        public: open the repository to everybody.
+        pull_request: open a pull request instead of committing; for somebody else's repository.
+        check_base: make sure that the base on the Hub is the one that was trained on.
+        dry_run: change nothing and return the plan.
+        say: hears what is being done.
+
+    Returns:
+        What was done, or with ``dry_run`` what would be.
+
+    Raises:
+        PublishError: something may not be published as it is; says what to do.
+        HubError: the Hub refuses or can't be reached.
+    """
+    check_repo_id(repo_id)
+    run = read_run(folder)
+    place, base_remote = _base(run, base, say)
+    if check_base:
+        _check_base(run, place, base_remote, say)
+    corpus_place = _corpus(run, corpus, say)
+    remote = look(repo_id, "model", say=say)
+    content = _run_content(Path(folder).expanduser(), run, place, corpus_place)
+    if run.is_adapter:
+        content = _without_base_tokenizer(content, base_remote)
+    facts = CardFacts(
+        repo_id=repo_id,
+        base=place.repo_id,
+        base_revision=place.commit,
+        corpus=corpus_place.repo_id if corpus_place else None,
+        corpus_revision=corpus_place.commit if corpus_place else None,
+        licence=licence or _licence_of(place, base_remote, say),
+        curve=next((path for path in sorted(content.files) if path.endswith(".png")), None),
+        subjects=(Path(folder).expanduser().resolve().name,),
+    )
+    scores = [score for path in results for one in read_results(path) for score in scores_of(one)]
+    content = with_record(content, run, facts, scores, remote, say)
+    this = [s for s in scores if s.subject in (repo_id, *facts.subjects)]
+    content = content.with_files(eval_results_files(this, benchmarks or {}))
+    if dry_run:
+        return plan(content, repo_id, kind="model", gone=_stale, say=say)
+    return publish(
+        content,
+        repo_id,
+        kind="model",
+        message=f"Publish {run.recipe['variant']} ({run.recipe['method']}) on {run.corpus['name']}",
+        public=public,
+        gone=None if pull_request else _stale,
+        pull_request=f"run {run.recipe_fingerprint[:16]}" if pull_request else None,
+        say=say,
+    )
+
+
+def _stale(path: str) -> bool:
+    """Whether a file of the repository that isn't in a run is left over from another (or is a pickle)."""
+    return _matches(path, _OURS) or ("/" not in path and path.endswith(PICKLED))
+
+
+def _base(run: Run, given: str | None, say: Say) -> tuple[Place, Remote]:
+    name = given
+    if name is None and run.base.get("commit"):
+        name = f"{run.base['name']}@{run.base['commit']}"
+    if name is None:
+        raise PublishError(
+            f"The base of this run, {run.base['name']}, is local, and nobody else could load the result. Push it first "
+            "(`kinject push FOLDER --as model --to owner/name`), then push the run with --base owner/name."
+        )
+    return Place.find(name, "model", "The base", say)
+
+
+def _check_base(run: Run, place: Place, remote: Remote, say: Say) -> None:
+    """Makes sure that the named base is the one that was trained on: by commit, or by the folder's fingerprint."""
+    commit, wanted = run.base.get("commit"), run.base.get("fingerprint")
+    if commit == place.commit or (commit is None and wanted is None):
+        return
+    if commit is None and wanted == _folder_fingerprint(place, remote, say):
+        return
+    raise PublishError(
+        f"The base {place.repo_id}@{place.commit[:12]} is not what this run was trained on ({run.base['name']}, "
+        f"{str(commit or wanted)[:16]}…). Push that very folder, or name its revision (--base owner/name@revision); "
+        "--unchecked-base publishes all the same."
+    )
+
+
+def _folder_fingerprint(place: Place, remote: Remote, say: Say) -> str:
+    """What `fingerprint_folder` would say of a repository's files; downloads only the small ones."""
+    import hashlib
+
+    from lm_eval_kinject.provenance import fingerprint
+
+    entries = {}
+    for path, file in remote.files.items():
+        if any(part.startswith(".") for part in path.split("/")):
+            continue
+        if file.sha256 is not None:
+            entries[path] = file.sha256
+        else:
+            data = read_remote(place.repo_id, "model", path, remote, say)
+            entries[path] = hashlib.sha256(data or b"").hexdigest()
+    return fingerprint(entries)
+
+
+def _corpus(run: Run, given: str | None, say: Say) -> Place | None:
+    """Where the corpus is: on the Hub, or (None) in this package."""
+    from lm_eval_kinject.corpus.corpus import load_corpus
+
+    source = str(run.corpus.get("source") or "")
+    if given is None and source.startswith("Hub dataset "):
+        given = f"{run.corpus['name']}@{run.corpus['revision']}"
+    if given is None and source.startswith("bundled corpus"):
+        return None
+    if given is None:
+        raise PublishError(
+            f"The corpus of this run, {run.corpus['name']}, is local, and nobody else could train on it. Push it first "
+            "(`kinject push FOLDER --as dataset --to owner/name`), then push the run with --corpus owner/name."
+        )
+    place, _ = Place.find(given, "dataset", "The corpus", say)
+    found = load_corpus(f"{place.repo_id}@{place.commit}").fingerprint
+    if found != run.corpus["fingerprint"]:
+        raise PublishError(
+            f"The corpus {place.repo_id}@{place.commit[:12]} holds other chunks than this run was trained on "
+            f"(fingerprint {found[:16]}…, not {run.corpus['fingerprint'][:16]}…). Push that very corpus."
+        )
+    return place
+
+
+def _run_content(folder: Path, run: Run, base: Place, corpus: Place | None) -> Content:
+    """The run's files, in which the base and the corpus have their public names."""
+    lacking = [] if run.is_adapter else ["config.json"]
+    weights = "adapter_model.safetensors" if run.is_adapter else "model"
+    content = collect(folder, allowed=ALLOWED)
+    lacking += [name for name in (["adapter_config.json"] if run.is_adapter else []) if name not in content.files]
+    lacking = [name for name in lacking if name not in content.files]
+    if lacking or not any(path.startswith(weights) for path in content.files):
+        raise PublishError(
+            f"The run {folder.name} isn't complete: {', '.join([*lacking, f'{weights}…safetensors'])} missing."
+        )
+    changed: dict[str, Path | bytes] = {FILE: to_json(_public_record(run, base, corpus))}
+    for name, keys in (("adapter_config.json", ("base_model_name_or_path",)), ("config.json", ("_name_or_path",))):
+        if name in content.files:
+            changed |= _with_base(content, name, keys[0], base)
+    return content.with_files(changed)
+
+
+def _with_base(content: Content, name: str, key: str, base: Place) -> dict[str, Path | bytes]:
+    data = json.loads(_bytes_of(content, name))
+    if key not in data:
+        return {}
+    data[key] = base.repo_id
+    if name == "adapter_config.json":
+        data["revision"] = base.commit  # PEFT's place for the base's revision
+    return {name: to_json(data)}
+
+
+def _bytes_of(content: Content, name: str) -> bytes:
+    source = content.files[name]
+    return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def _public_record(run: Run, base: Place, corpus: Place | None) -> dict[str, Any]:
+    data = json.loads(json.dumps(dict(run.data)))
+    recipe = data["recipe"]
+    kept = [key for key in _FILE_KEYS if recipe.get(key)]
+    if kept:
+        raise PublishError(
+            f"The recipe names files of this disk ({', '.join(kept)}), so nobody else could follow it. Put them into "
+            "the corpus's folder under their usual names, push that, and train with it."
+        )
+    places = {str(recipe.get("model")): base.repo_id} if _is_local(recipe.get("model")) else {}
+    if corpus is not None and _is_local(recipe.get("corpus")):
+        places[str(recipe["corpus"])] = corpus.repo_id
+    data = replace_paths(data, places)
+    data["model"] = {**data["model"], "name": base.repo_id, "commit": base.commit}
+    if corpus is not None:
+        data["corpus"] = {**data["corpus"], "repo": corpus.repo_id, "repo_commit": corpus.commit}
+    return data if isinstance(data, dict) else {}
+
+
+def _is_local(name: Any) -> bool:
+    return isinstance(name, str) and (name.startswith((".", "/", "~")) or "\\" in name or Path(name).exists())
+
+
+def _without_base_tokenizer(content: Content, base: Remote) -> Content:
+    """Leaves an adapter's tokenizer out where it is the base's, which everybody who loads it has anyway."""
+    mine = [path for path in content.files if _matches(path, TOKENIZER)]
+    if not mine or not all(has_same(content, path, base) for path in mine):
+        return content
+    files = {path: source for path, source in content.files.items() if path not in mine}
+    return Content(files, (*content.left_out, *mine))
+
+
+def _licence_of(place: Place, remote: Remote, say: Say) -> str | None:
+    from huggingface_hub import ModelCard
+
+    data = read_remote(place.repo_id, "model", "README.md", remote, say)
+    if data is None:
+        return None
+    found = ModelCard(data.decode("utf-8", errors="replace"), ignore_metadata_errors=True).data.get("license")
+    return str(found) if isinstance(found, str) else None
+
+
+def with_record(
+    content: Content, run: Run, facts: CardFacts, scores: Sequence[Score], remote: Remote | None, say: Say
+) -> Content:
+    """Adds what a repository says about itself: ``kinject.json`` with digests and scores, and the card.
+
+    Scores that the repository has already stay as long as the weights are the same; a new score replaces an old one of
+    the same task, metric, variant and subject.
+    """
+    files = {path: content.sha256(path) for path in sorted(content.files) if _matches(path, _HASHED)}
+    there = read_remote(facts.repo_id, "model", FILE, remote, say)
+    old = parse_run(there) if there is not None else None
+    known = [Score.from_plain(one) for one in old.scores] if old is not None and old.files == files else []
+    merged = merge_scores(known, [_renamed(score, facts) for score in scores])
+    data = {
+        **json.loads(_bytes_of(content, FILE) if FILE in content.files else to_json(dict(run.data))),
+        "files": files,
+        "published": {**asdict(facts), "subjects": []},
+        "scores": [score.plain() for score in merged],
+    }
+    card = render_card(Run(data), replace(facts, subjects=()), merged)
+    return content.with_files({FILE: to_json(data), "README.md": card.encode()})
+
+
+def _renamed(score: Score, facts: CardFacts) -> Score:
+    """A score of the run's folder is a score of the repository; its local names don't go out."""
+    subject = facts.repo_id if score.subject in facts.subjects else score.subject
+    if not score.has_adapter:
+        return replace(score, subject=subject, model=subject)
+    return replace(score, subject=subject, model=facts.base)
+
+
+def merge_scores(old: Iterable[Score], new: Iterable[Score]) -> list[Score]:
+    """All scores, newer ones in the place of older ones about the same thing; in a fixed order."""
+    merged = {(s.task, s.metric, s.subject, s.variant): s for s in (*old, *new)}
+    return [merged[key] for key in sorted(merged)]
+
+
+# A base model, a question set -----------------------------------------------------------------------------------------
+
+
+def push_model(
+    folder: str | Path, repo_id: str, *, public: bool = False, dry_run: bool = False, say: Say = quiet
+) -> Published | Plan:
+    """Publishes a transformers folder as it is, for runs to be based on; arguments and errors as for `push_run`."""
+    check_repo_id(repo_id)
+    content = collect(folder)
+    if "config.json" not in content.files or not any(_matches(path, WEIGHTS) for path in content.files):
+        raise PublishError(f"The folder {Path(folder).name} is no model: it needs config.json and safetensors weights.")
+    if "README.md" not in content.files:
+        say(f"{Path(folder).name} has no README.md: the repository will have no card and no licence")
+    if dry_run:
+        return plan(content, repo_id, kind="model", gone=_stale, say=say)
+    return publish(
+        content,
+        repo_id,
+        kind="model",
+        message=f"Publish {Path(folder).resolve().name}",
+        public=public,
+        gone=_stale,
+        say=say,
+    )
+
+
+_DATA = ("*.parquet", "*.jsonl", "*.csv", "*/*.parquet", "*/*.jsonl", "*/*.csv", "README.md", "LICENSE*")
+
+
+def push_dataset(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    framework: str = "lm-evaluation-harness",
+    public: bool = False,
+    dry_run: bool = False,
+    say: Say = quiet,
+) -> Published | Plan:
+    """Publishes a corpus or the data of a task folder as a data set.
+
+    Tables named after a split (train, validation, dev, test) are one configuration, named after their folder; any other
+    table is a configuration of its own, as tables that differ in their columns can't be loaded as one. An ``eval.yaml``
+    is added where the Hub takes one for ``framework``; where it doesn't, ``say`` hears so.
+
+    Raises:
+        PublishError, HubError: as `push_run`.
+    """
+    check_repo_id(repo_id)
+    content = collect(folder, allowed=_DATA)
+    configs = _configs(content)
+    if not configs:
+        raise PublishError(f"The folder {Path(folder).name} has no tables (.parquet, .jsonl, .csv) to publish.")
+    name = repo_id.split("/")[1]
+    card = _dataset_card(content, name, configs)
+    content = content.with_files({"README.md": card.encode()})
+    tasks = [{"id": c, "config": c, "split": "test"} for c, splits in configs.items() if "test" in splits]
+    if tasks:
+        written, word = eval_yaml(name, f"Questions of {name}.", tasks, framework)
+        say(word)
+        content = content.with_files({"eval.yaml": written} if written is not None else {})
+    if dry_run:
+        return plan(content, repo_id, kind="dataset", gone=_is_table, say=say)
+    return publish(content, repo_id, kind="dataset", message=f"Publish {name}", public=public, gone=_is_table, say=say)
+
+
+def _is_table(path: str) -> bool:
+    return path.endswith((".parquet", ".jsonl", ".csv"))
+
+
+def _configs(content: Content) -> dict[str, dict[str, str]]:
+    """Configuration -> split -> file."""
+    configs: dict[str, dict[str, str]] = {}
+    for path in sorted(content.files):
+        folder, _, file = path.rpartition("/")
+        stem = file.rpartition(".")[0]
+        if not _is_table(path):
+            continue
+        # Questions split by file are one configuration; a corpus's tables have columns of their own.
+        together = stem in ("train", "validation", "test", "dev") and folder.rpartition("/")[2] != "corpus"
+        config, split = (folder or "default", stem) if together else (stem, "train")
+        configs.setdefault(config, {})[split] = path
+    return configs
+
+
+def _dataset_card(content: Content, name: str, configs: Mapping[str, Mapping[str, str]]) -> str:
+    from huggingface_hub import DatasetCard
+
+    text = _bytes_of(content, "README.md").decode("utf-8") if "README.md" in content.files else f"# {name}\n"
+    card = DatasetCard(text)
+    card.data["configs"] = [
+        {"config_name": config, "data_files": [{"split": split, "path": path} for split, path in splits.items()]}
+        for config, splits in configs.items()
+    ]
+    return str(card)
