@@ -1,0 +1,43 @@
+"""``python -m kinject_trainer RECIPE``: ``kinject train`` for launchers of several processes.
+
+torchrun --nproc-per-node 4 -m kinject_trainer RECIPE --out RUN
+accelerate launch --config_file trainer/recipes/fsdp.yaml -m kinject_trainer RECIPE --out RUN
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from kinject_trainer.command import train
+from lm_eval_kinject.errors import KinjectError
+
+
+def main() -> int:
+    """Runs a recipe; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="kinject_trainer", description="Train from a recipe.")
+    parser.add_argument("recipe", help="a YAML file, or the name of a bundled recipe")
+    parser.add_argument("--out", type=Path, help="folder of the result (default: runs/NAME)")
+    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in that folder")
+    parser.add_argument("--dry-run", action="store_true", help="work out counts, time and memory only")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="over the recipe's value")
+    given = parser.parse_args()
+
+    def say(text: str) -> None:
+        sys.stderr.write(text + "\n")
+
+    try:
+        made = train(
+            given.recipe, out=given.out, resume=given.resume, dry_run=given.dry_run, overrides=given.set, say=say
+        )
+    except KinjectError as problem:
+        say(str(problem))
+        return 1
+    for line in made.estimate.lines() if made.estimate else [f"{made.folder}"]:
+        sys.stdout.write(line + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The model card of a result: what was trained on what, how it went, what was forgotten, how to use it.
+
+What it does not do: it praises nothing; every figure in it is from `kinject.json`, and what wasn't measured is said to
+be so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+__all__ = ["write_card"]
+
+
+def write_card(record: Mapping[str, Any]) -> str:
+    """The card in Markdown with its front matter, from a run's record (`kinject.json`)."""
+    recipe, base = record["recipe"], record["base"]
+    adapter = recipe["method"] != "full"
+    matter: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["lm-eval-kinject", "knowledge-injection", recipe["variant"], recipe["method"]],
+    }
+    if "/" in base["name"]:
+        matter["base_model"] = base["name"]
+    front = yaml.safe_dump(matter, sort_keys=True, allow_unicode=True)
+    parts = [f"---\n{front}---\n", f"# {recipe['name']}\n", _what(record), _figures(record), _forgetting(record)]
+    if len(record["trials"]) > 1:
+        parts.append(_trials(record))
+    return "\n".join([*parts, _use(record, adapter), _reproduce(record)])
+
+
+def _what(record: Mapping[str, Any]) -> str:
+    recipe, base, corpus = record["recipe"], record["base"], record["corpus"]
+    wordings = f"each chunk in its own words and {record['paraphrases']} paraphrases"
+    texts = wordings if record["paraphrases"] else "each chunk in its own words only"
+    how = "all weights" if recipe["method"] == "full" else f"a {recipe['method']} adapter of rank {recipe['rank']}"
+    size = f"{record['outcome']['trainable_parameters']:,} trainable parameters"
+    return (
+        f"The model `{base['name']}` after continued pretraining on the corpus `{corpus['name']}` "
+        f"({record['data']['chunks']:,} chunks; {texts}): {how}, {size}. It was made to measure how much of a text "
+        f"goes into a model's weights, to compare with retrieval. It was not made to be useful or safe in other ways, "
+        f"and what it says about the corpus can be wrong.\n\n"
+        f"Corpus fingerprint `{corpus['fingerprint'][:16]}`, licence: {corpus.get('licence') or 'not stated'}.\n"
+    )
+
+
+def _figures(record: Mapping[str, Any]) -> str:
+    outcome, data = record["outcome"], record["data"]
+    rows = [
+        ("tokens an epoch", f"{data['epoch_tokens']:,}"),
+        ("tokens trained on", f"{outcome['tokens']:,}"),
+        ("epochs", f"{outcome['tokens'] / data['epoch_tokens']:.2f}"),
+        ("updates", f"{outcome['updates']:,}"),
+        ("blocks an update", f"{record['recipe']['global_batch']} of {record['recipe']['block_size']} tokens"),
+        ("learning rate", f"{outcome['learning_rate']:g}"),
+        ("training loss, last update", _number(outcome["train_loss"])),
+        ("validation loss, base", _number(outcome["validation_loss_before"])),
+        ("validation loss, end", _number(outcome["validation_loss"])),
+    ]
+    picture = "\n![Loss over updates](loss.png)\n" if record["files"].get("picture") else ""
+    return (
+        "## Training\n\n"
+        + _table(("", ""), rows)
+        + "\nLosses are nats a token. The validation texts are further wordings of chunks that were trained on.\n"
+        + picture
+    )
+
+
+def _forgetting(record: Mapping[str, Any]) -> str:
+    before, after = record["outcome"]["before"], record["outcome"]["after"]
+    if before is None or after is None:
+        return "## Forgetting\n\nNot measured.\n"
+    rows = [("perplexity of general text", _number(before["perplexity"]), _number(after["perplexity"]))]
+    if after["recall"] is not None:
+        rows.append(("recall of the old world (four options)", _share(before["recall"]), _share(after["recall"])))
+    return (
+        "## Forgetting\n\n"
+        + _table(("", "before", "after"), rows)
+        + f"\nGeneral text: {record['general_text']}; none of it is trained on.\n"
+    )
+
+
+def _trials(record: Mapping[str, Any]) -> str:
+    rows = []
+    for trial in record["trials"]:
+        outcome = trial["outcome"]
+        loss = trial["stopped"] if outcome is None else _number(outcome["validation_loss"])
+        rows.append((f"{trial['learning_rate']:g}", loss))
+    return "## Search\n\nThe lowest validation loss won; no test question was looked at.\n\n" + _table(
+        ("learning rate", "validation loss"), rows
+    )
+
+
+def _use(record: Mapping[str, Any], adapter: bool) -> str:
+    base = record["base"]["name"]
+    where = "RUN is this folder" + (", BASE the folder of the base model" if "/" not in base else "")
+    loads = base if "/" in base else "BASE"
+    if adapter:
+        pretrained = "" if base == "reader" else f"pretrained={loads},"
+        return (
+            f"## Use\n\n{where}.\n\n```\n"
+            f"lm_eval --model rag-hf --model_args {pretrained}peft=RUN,k=0 --tasks current_events_cloze\n```\n\n"
+            "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{loads}"), "RUN")\n```\n'
+        )
+    return (
+        "## Use\n\nRUN is this folder.\n\n```\n"
+        "lm_eval --model rag-hf --model_args pretrained=RUN,k=0 --tasks current_events_cloze\n```\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("RUN")\n```\n'
+    )
+
+
+def _reproduce(record: Mapping[str, Any]) -> str:
+    recipe = yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True)
+    packages = record["environment"]["packages"]
+    versions = ", ".join(f"{n} {packages[n]}" for n in ("torch", "transformers", "peft", "accelerate") if packages[n])
+    said = f"Made with {versions}. `kinject.json` has fingerprints and every figure."
+    return f"## Recipe\n\n{said}\n\n```yaml\n{recipe}```\n"
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

@@ -1,0 +1,111 @@
+"""Checkpoints that are whole or don't count.
+
+What it is for: a run killed at any moment, the writing of a checkpoint included, goes on from the last checkpoint that
+was finished. What it does not do: it writes no weights; transformers does.
+
+The one idea: when all files of a checkpoint are on the disk, a manifest with their names and sizes and the name of the
+run is written last, atomically. A folder without a manifest, or whose files differ from it, doesn't exist for us. Older
+checkpoints go only after the manifest of the new one stands.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kinject_trainer.errors import TrainingError
+from lm_eval_kinject.provenance import read_json, write_json
+
+__all__ = ["Checkpoint", "complete", "discard_older", "discard_unfinished", "newest", "seal"]
+
+_MANIFEST = "kinject_checkpoint.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint: its folder, the updates made, and what its run was (see `seal`)."""
+
+    folder: Path
+    updates: int
+    run: Mapping[str, Any]
+
+
+def seal(folder: Path, run: Mapping[str, Any]) -> None:
+    """Declares the checkpoint in ``folder`` finished.
+
+    Args:
+        folder: named ``checkpoint-N``, N the updates made.
+        run: plain values that say whose it is; `newest` compares them.
+    """
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    for file in files:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    sizes = {f.relative_to(folder).as_posix(): f.stat().st_size for f in files}
+    write_json(folder / _MANIFEST, {"files": sizes, "run": dict(run)})
+
+
+def complete(folder: Path) -> list[Checkpoint]:
+    """The finished checkpoints in a run's folder, oldest first."""
+    found = []
+    for inner in folder.glob("checkpoint-*"):
+        match = _NAME.fullmatch(inner.name)
+        manifest = _manifest(inner) if match else None
+        if match and manifest is not None:
+            found.append(Checkpoint(inner, int(match.group(1)), manifest["run"]))
+    return sorted(found, key=lambda c: c.updates)
+
+
+def _manifest(folder: Path) -> Mapping[str, Any] | None:
+    try:
+        manifest = read_json(folder / _MANIFEST)
+        whole = all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return manifest if whole else None
+
+
+def newest(folder: Path, run: Mapping[str, Any]) -> Checkpoint | None:
+    """The checkpoint to go on from; None where there is none.
+
+    Raises:
+        TrainingError: it is of another run: another recipe, corpus, model or tokenizer; says which.
+    """
+    found = complete(folder)
+    if not found:
+        return None
+    last = found[-1]
+    differing = sorted(key for key in {*last.run, *run} if last.run.get(key) != run.get(key))
+    if differing:
+        raise TrainingError(
+            f"The checkpoint {last.folder} is of another run: its {', '.join(differing)} differ. Resume with what it "
+            f"was started with, or train into another folder with --out; nothing was changed."
+        )
+    return last
+
+
+def discard_older(folder: Path, kept: int) -> None:
+    """Deletes all but the newest ``kept`` finished checkpoints, and unfinished ones older than the newest."""
+    found = complete(folder)
+    if not found:
+        return
+    stay = {c.folder for c in found[-kept:]}
+    for inner in folder.glob("checkpoint-*"):
+        match = _NAME.fullmatch(inner.name)
+        if match and inner not in stay and int(match.group(1)) < found[-1].updates:
+            (inner / _MANIFEST).unlink(missing_ok=True)  # first, so that half a folder never looks whole
+            shutil.rmtree(inner, ignore_errors=True)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Deletes checkpoint folders that were never finished."""
+    whole = {c.folder for c in complete(folder)}
+    for inner in folder.glob("checkpoint-*"):
+        if inner not in whole:
+            shutil.rmtree(inner, ignore_errors=True)

@@ -1,0 +1,250 @@
+"""``kinject train``: from a recipe to a result folder.
+
+What it is for: `train` puts the parts in order: recipe, corpus and base, the run or the search, picture, card, record.
+What it does not do: it prints nothing; it tells a callback, and raises.
+
+The one idea: the result folder is finished when `kinject.json` stands in it, which is written last. Until then all that
+is needed to go on is in its folder ``work``, which the end removes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from kinject_trainer.base import Base, find_base, load_tokenizer, tokenizer_fingerprint
+from kinject_trainer.card import write_card
+from kinject_trainer.data import Demarcation, Stream, build_store, cut, encoder
+from kinject_trainer.documents import Texts, open_corpus
+from kinject_trainer.errors import TrainingError
+from kinject_trainer.estimate import Estimate, estimate, run_tokens
+from kinject_trainer.forgetting import make_gauge
+from kinject_trainer.plot import draw
+from kinject_trainer.recipe import UNTESTED, Recipe, load_recipe
+from kinject_trainer.train import Materials, Outcome
+from kinject_trainer.tune import Trial, search
+from lm_eval_kinject.provenance import atomic_write, environment, fingerprint_folder, read_json, write_json
+
+__all__ = ["Result", "train"]
+
+Say = Callable[[str], None]
+RECORD = "kinject.json"
+_WORK = "work"
+_OUR_FILES = (RECORD, "log.jsonl", "trials.json", "trials", "recipe.yaml", _WORK)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `train` did.
+
+    Attributes:
+        folder: of the result; None after a dry run.
+        estimate: of a dry run; None otherwise.
+        record: what `kinject.json` holds; empty after a dry run.
+        already: the folder held this very result before, and nothing was done.
+    """
+
+    folder: Path | None
+    estimate: Estimate | None
+    record: Mapping[str, Any]
+    already: bool = False
+
+
+def train(
+    recipe: str | Path,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    overrides: Sequence[str] = (),
+    say: Say = lambda text: None,
+) -> Result:
+    """Runs a recipe.
+
+    Args:
+        recipe: a YAML file, or the name of a bundled recipe.
+        out: folder of the result; default ``runs/NAME``.
+        resume: go on with the unfinished run in ``out``; starts one where there is none.
+        dry_run: work out counts, time and memory, and do nothing else.
+        overrides: ``key=value`` over the recipe's values.
+        say: told, in one line each, what a user should know.
+
+    Raises:
+        KinjectError: everything that a user can mend; what was trained before stays, and the message says where.
+    """
+    checked = load_recipe(recipe, overrides)
+    texts = open_corpus(checked)
+    if dry_run:
+        return Result(None, estimate(checked, texts), {})
+    folder = (out or Path("runs") / checked.name).expanduser()
+    state = accelerate.PartialState()
+    tell: Say = say if state.is_main_process else (lambda text: None)
+    earlier = _look_at(folder, resume)
+    base = find_base(checked)
+    tokenizer = load_tokenizer(base)
+    identity = _identity(checked, base, texts, tokenizer_fingerprint(tokenizer))
+    if earlier is not None:
+        if earlier["identity"] != identity:
+            raise TrainingError(f"{folder} holds the finished result of another run: choose another folder with --out.")
+        return Result(folder, None, earlier, already=True)
+    materials = _prepare(checked, texts, base, tokenizer, identity, folder / _WORK, state, tell)
+    _check_room(materials, folder)
+    best, trials = search(materials, folder / _WORK, folder, tell, main=state.is_main_process)
+    if state.is_main_process:
+        record = _publish(materials, texts, best, trials, folder, tell)
+    state.wait_for_everyone()
+    return Result(folder, None, record if state.is_main_process else read_json(folder / RECORD))
+
+
+def _look_at(folder: Path, resume: bool) -> Mapping[str, Any] | None:
+    """What is in the result's folder already: the record of a finished run, or None.
+
+    Raises:
+        TrainingError: a run is there and ``resume`` wasn't asked for, or something that isn't ours.
+    """
+    if (folder / RECORD).is_file():
+        if not resume:
+            raise TrainingError(f"{folder} holds a finished result: choose another folder with --out, or remove it.")
+        return dict(read_json(folder / RECORD))
+    if (folder / _WORK).is_dir() and not resume:
+        raise TrainingError(
+            f"{folder} holds an unfinished run: go on with --resume, choose another folder with --out, or remove it."
+        )
+    foreign = [] if not folder.is_dir() else [f.name for f in folder.iterdir() if f.name not in _OUR_FILES]
+    if foreign and not (folder / _WORK).is_dir():
+        raise TrainingError(f"{folder} is not empty (it holds {foreign[0]}): choose another folder with --out.")
+    return None
+
+
+def _prepare(
+    recipe: Recipe,
+    texts: Texts,
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    identity: Mapping[str, Any],
+    work: Path,
+    state: Any,
+    tell: Say,
+) -> Materials:
+    """Tokenizes all that a run needs; the first process writes, the others wait and read."""
+    marks = Demarcation.of(tokenizer)
+    for note in [*texts.notes, *([marks.note] if marks.note else [])]:
+        tell(note)
+    if recipe.method in UNTESTED:
+        tell(f"method {recipe.method} is passed through to PEFT; this project's tests don't run it")
+    work.mkdir(parents=True, exist_ok=True)
+    encode = encoder(tokenizer)
+    key = [identity["corpus"], identity["tokenizer"], recipe.wordings, recipe.chunks]
+    with state.main_process_first():
+        store = build_store(work / "tokens", texts.training(), encode, key)
+    total = run_tokens(recipe, texts, int(store.starts[-1]), lambda text: len(encode(text)))
+    micro, _ = recipe.accumulation(state.num_processes)
+    return Materials(
+        recipe=recipe,
+        base=base,
+        tokenizer=tokenizer,
+        stream=Stream(store, recipe.order_seed, recipe.block_size, total),
+        validation=cut((encode(text) for text in texts.validation()), recipe.block_size),
+        gauge=make_gauge(recipe, tokenizer, micro),
+        identity=identity,
+    )
+
+
+def _identity(recipe: Recipe, base: Base, texts: Texts, tokenizer: str) -> dict[str, Any]:
+    """What a checkpoint's run is: equal for whoever may go on with it."""
+    corpus = {k: texts.provenance.get(k) for k in ("fingerprint", "paraphrases", "validation")}
+    return {"base model": base.identity, "tokenizer": tokenizer, "corpus": corpus, **recipe.effective()}
+
+
+def _check_room(materials: Materials, folder: Path) -> None:
+    """Refuses to start where checkpoints and result can't fit.
+
+    Raises:
+        TrainingError: says how much is needed and how much there is.
+    """
+    weights = sum(f.stat().st_size for f in materials.base.folder.glob("*.safetensors"))
+    full = materials.recipe.method == "full"
+    # A checkpoint has weights and two moments; the newest is written before the oldest goes; the result comes last.
+    needed = weights * (3 * (materials.recipe.checkpoints_kept + 1) + 2) if full else weights // 5
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise TrainingError(
+            f"The disk of {folder} has {free / 1e9:.1f} GB free and the run needs about {needed / 1e9:.1f} GB: free "
+            f"space, choose another folder with --out, or lower checkpoints_kept."
+        )
+
+
+# The result -----------------------------------------------------------------------------------------------------------
+
+
+def _publish(
+    materials: Materials, texts: Texts, best: Trial, trials: Sequence[Trial], folder: Path, tell: Say
+) -> dict[str, Any]:
+    """Puts weights, picture, card and record into the result's folder; the record last."""
+    outcome = best.outcome
+    if outcome is None:
+        raise TrainingError("There is no finished training to publish.")
+    recipe = materials.recipe
+    for file in sorted(outcome.folder.iterdir()):
+        shutil.copyfile(file, folder / file.name)
+    _name_base(folder, materials)
+    drawn = draw(folder / "log.jsonl", folder / "loss.png", recipe.name)
+    if not drawn:
+        tell("no picture of the losses: matplotlib is not installed (pip install 'lm-eval-kinject[trainer]')")
+    record = _record(materials, texts, outcome, trials, drawn)
+    record["weights"] = fingerprint_folder(outcome.folder)
+    with atomic_write(folder / "recipe.yaml", "w") as handle:
+        yaml.safe_dump(recipe.plain(), handle, sort_keys=False, allow_unicode=True)
+    with atomic_write(folder / "README.md", "w") as handle:
+        handle.write(write_card(record))
+    write_json(folder / RECORD, record)
+    shutil.rmtree(folder / _WORK, ignore_errors=True)
+    return record
+
+
+def _name_base(folder: Path, materials: Materials) -> None:
+    """Makes an adapter name its base as the recipe does: a path of this machine helps nobody."""
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return
+    base = materials.base
+    is_hub = "/" in base.public_name
+    named = {"base_model_name_or_path": base.public_name, "revision": base.identity if is_hub else None}
+    write_json(config, {**read_json(config), **named})
+
+
+def _record(
+    materials: Materials, texts: Texts, outcome: Outcome, trials: Sequence[Trial], drawn: bool
+) -> dict[str, Any]:
+    stream, gauge = materials.stream, materials.gauge
+    store = stream.store
+    return {
+        "recipe": materials.recipe.plain(),
+        "recipe_fingerprint": materials.recipe.fingerprint(),
+        "identity": dict(materials.identity),
+        "base": {"name": materials.base.public_name, "identity": materials.base.identity},
+        "tokenizer": materials.identity["tokenizer"],
+        "corpus": texts.provenance,
+        "paraphrases": materials.recipe.wordings,
+        "data": {
+            "documents": len(store),
+            "chunks": int(store.chunks.max()) + 1,
+            "epoch_tokens": stream.epoch_tokens,
+            "tokens": stream.total,
+            "blocks": len(stream),
+            "tokens_of_the_last_block": stream.tail or stream.block_size,
+            "validation_tokens": sum(map(len, materials.validation)),
+        },
+        "outcome": outcome.plain(),
+        "trials": [trial.plain() for trial in trials],
+        "general_text": None if gauge is None else gauge.text,
+        "files": {"picture": "loss.png" if drawn else None, "log": "log.jsonl"},
+        "environment": environment(),
+    }

@@ -1,0 +1,392 @@
+"""Blocks: from documents to rows of exactly ``block_size`` tokens, none padded, no token lost or repeated.
+
+What it is for: `build_store` tokenizes documents into a file; `Stream` reads blocks from it in the order of a seed;
+`Plan` says which process trains on which block at which update. What it does not do: it trains nothing and moves
+nothing to a device.
+
+The one idea: a run is *one* stream of tokens, epoch after epoch, cut every ``block_size`` tokens. What is left over at
+an epoch's end is carried into the next epoch's first block, and what is left over at the end of the run (fewer than
+``block_size`` tokens) makes one shorter block, trained as it is. With 10 tokens an epoch, 3 epochs and blocks of 8:
+
+    epoch      |0 0 0 0 0 0 0 0 0 0|1 1 1 1 1 1 1 1 1 1|2 2 2 2 2 2 2 2 2 2|
+    block      [0 . . . . . . .][1 . . . . . . .][2 . . . . . . .][3 . . . . .]
+
+Block n is a function of (store, seed, n): nothing is drawn while training, so a resumed run just goes on at its block.
+
+An epoch holds every wording of every chunk once. It runs through the chunks as many times as there are wordings, each
+time in another order and with another wording of each: two wordings of a chunk are always about a whole pass apart.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from kinject_trainer.documents import Wording
+from lm_eval_kinject.errors import CorpusError
+from lm_eval_kinject.provenance import fingerprint, publish_folder, read_json, write_json
+
+__all__ = ["IDLE", "Blocks", "Demarcation", "Plan", "Store", "Stream", "build_store", "collate", "cut"]
+
+Ints = npt.NDArray[np.int64]
+IDLE = -1
+"""Stands in a plan where a process has no block: it takes part in the update with a row that carries no loss."""
+
+_NO_LOSS = -100  # what cross-entropy ignores
+
+
+# Tokens ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Demarcation:
+    """How a document's ends are marked.
+
+    Attributes:
+        before: token ids in front of each document.
+        after: token ids behind it.
+        note: what a user should know where a tokenizer lacks BOS or EOS; empty otherwise.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    note: str = ""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Demarcation:
+        """BOS and EOS where the tokenizer has them.
+
+        GPT-2's kind has one token for both, which then stands between documents once and not twice. With one of the
+        two missing the other marks the border alone; with both missing, an empty line does.
+        """
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if bos is not None and bos == eos:
+            return cls((), (eos,), "the tokenizer has one token for BOS and EOS: it stands once between chunks")
+        if bos is not None and eos is not None:
+            return cls((bos,), (eos,))
+        if eos is not None:
+            return cls((), (eos,), "the tokenizer has no BOS token: EOS alone marks where a chunk ends")
+        if bos is not None:
+            return cls((bos,), (), "the tokenizer has no EOS token: BOS alone marks where a chunk starts")
+        line = tuple(tokenizer.encode("\n\n", add_special_tokens=False))
+        return cls((), line, "the tokenizer has neither BOS nor EOS: an empty line stands between chunks")
+
+
+def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    """Text → demarcated token ids. A ``</s>`` that stands in the text stays text and ends nothing."""
+    marks = Demarcation.of(tokenizer)
+    before, after = list(marks.before), list(marks.after)
+
+    def encode(text: str) -> list[int]:
+        ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return [*before, *ids, *after]
+
+    return encode
+
+
+@dataclass(frozen=True)
+class Store:
+    """Tokenized documents on disk, mapped into memory: what is held is what is read.
+
+    Attributes:
+        tokens: all documents one after the other.
+        starts: where each begins, and the end of the last; length is documents + 1.
+        chunks: number of the chunk that each is a wording of, from 0.
+    """
+
+    tokens: npt.NDArray[np.uint32]
+    starts: Ints
+    chunks: Ints
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of each document."""
+        return np.diff(self.starts)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    @property
+    def wordings(self) -> int:
+        """The largest number of wordings that a chunk has."""
+        return int(np.bincount(self.chunks).max())
+
+
+def build_store(folder: Path, documents: Iterable[Wording], encode: Callable[[str], list[int]], key: Any) -> Store:
+    """Tokenizes documents into ``folder``, or opens what is there if it was made from the same ``key``.
+
+    Args:
+        folder: appears whole or not at all.
+        documents: read once, one at a time.
+        encode: text → demarcated token ids.
+        key: plain value naming all that the tokens depend on (corpus, wordings, tokenizer).
+
+    Raises:
+        CorpusError: there are no tokens at all.
+    """
+    name = fingerprint(key)
+    if _is_made(folder, name):
+        return _open(folder)
+    with publish_folder(folder) as building:
+        starts, chunks = [0], []
+        ids: dict[str, int] = {}
+        with (building / "tokens.bin").open("wb") as out:
+            for wording in documents:
+                tokens = encode(wording.text)
+                np.asarray(tokens, dtype="<u4").tofile(out)
+                starts.append(starts[-1] + len(tokens))
+                chunks.append(ids.setdefault(wording.chunk, len(ids)))
+        if starts[-1] == 0:
+            raise CorpusError("The corpus is empty: it gives no tokens. Name one that has text.")
+        np.save(building / "starts.npy", np.asarray(starts, dtype=np.int64))
+        np.save(building / "chunks.npy", np.asarray(chunks, dtype=np.int64))
+        write_json(building / "manifest.json", {"key": name, "tokens": starts[-1], "documents": len(chunks)})
+    return _open(folder)
+
+
+def _is_made(folder: Path, name: str) -> bool:
+    try:
+        manifest = read_json(folder / "manifest.json")
+        size = (folder / "tokens.bin").stat().st_size
+    except (OSError, ValueError):
+        return False
+    return bool(manifest.get("key") == name and size == 4 * manifest["tokens"])
+
+
+def _open(folder: Path) -> Store:
+    tokens = np.memmap(folder / "tokens.bin", dtype="<u4", mode="r")
+    return Store(tokens, np.load(folder / "starts.npy", mmap_mode="r"), np.load(folder / "chunks.npy", mmap_mode="r"))
+
+
+def remove_store(folder: Path) -> None:
+    """Deletes a store."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+# Order ----------------------------------------------------------------------------------------------------------------
+
+
+def _hash(numbers: Ints, *names: int) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of each number and the names: SplitMix64's finalizer, chained.
+
+    Our own and not numpy's generators, whose streams may change between releases: an order must not.
+    """
+    with np.errstate(over="ignore"):
+        state = numbers.astype(np.uint64)
+        for name in (0, *names):
+            state = state + np.uint64(((name + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def epoch_order(chunks: Ints, seed: int, epoch: int) -> Ints:
+    """The order of the documents in one epoch: passes over the chunks, each with another wording.
+
+    Args:
+        chunks: number of each document's chunk.
+        seed: of the order.
+        epoch: from 0.
+
+    Returns:
+        Indices of all documents, each once. Of a chunk with w wordings, passes 0 to w-1 hold one each.
+    """
+    documents = np.arange(len(chunks), dtype=np.int64)
+    draw = _hash(documents, seed, epoch, 0)
+    by_chunk = np.lexsort((draw, chunks))  # each chunk's wordings together, in random order
+    sorted_chunks = chunks[by_chunk]
+    first = np.searchsorted(sorted_chunks, sorted_chunks, side="left")
+    passes = np.empty(len(chunks), dtype=np.int64)
+    passes[by_chunk] = documents - first
+    return np.lexsort((_hash(documents, seed, epoch, 1), passes))
+
+
+@dataclass
+class Stream:
+    """A run's tokens, epoch after epoch, as blocks.
+
+    Attributes:
+        store: the documents.
+        seed: of the order.
+        block_size: tokens of every block but the run's last.
+        total: tokens of the whole run.
+    """
+
+    store: Store
+    seed: int
+    block_size: int
+    total: int
+    _epochs: dict[int, tuple[Ints, Ints]] = field(default_factory=dict, repr=False)
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of one epoch."""
+        return int(self.store.starts[-1])
+
+    @property
+    def full_blocks(self) -> int:
+        """Blocks of ``block_size`` tokens."""
+        return self.total // self.block_size
+
+    @property
+    def tail(self) -> int:
+        """Tokens of the shorter block at the end; 0: there is none."""
+        return self.total % self.block_size
+
+    def __len__(self) -> int:
+        return self.full_blocks + (self.tail > 0)
+
+    def block(self, number: int) -> npt.NDArray[np.int64]:
+        """The tokens of block ``number``, counted from 0 over the run."""
+        start = number * self.block_size
+        return self._read(start, min(start + self.block_size, self.total))
+
+    def _read(self, start: int, end: int) -> npt.NDArray[np.int64]:
+        parts = []
+        while start < end:
+            epoch, offset = divmod(start, self.epoch_tokens)
+            order, ends = self._epoch(epoch)
+            place = int(np.searchsorted(ends, offset, side="right"))
+            document = int(order[place])
+            left = int(ends[place]) - offset  # tokens of this document that are still to come
+            here = int(self.store.starts[document + 1]) - left
+            count = min(left, end - start)
+            parts.append(self.store.tokens[here : here + count])
+            start += count
+        return np.concatenate(parts).astype(np.int64)
+
+    def _epoch(self, epoch: int) -> tuple[Ints, Ints]:
+        """The epoch's documents in order, and where each ends, in tokens from the epoch's start."""
+        if epoch not in self._epochs:
+            order = epoch_order(np.asarray(self.store.chunks), self.seed, epoch)
+            kept = {e: v for e, v in self._epochs.items() if e == epoch - 1}  # a block may lie across the border
+            self._epochs = {**kept, epoch: (order, np.cumsum(self.store.lengths[order]))}
+        return self._epochs[epoch]
+
+
+def cut(documents: Iterable[list[int]], block_size: int) -> list[list[int]]:
+    """Blocks of a plain sequence of documents, once through: for validation, where nothing is shuffled."""
+    flat = [token for document in documents for token in document]
+    return [flat[i : i + block_size] for i in range(0, len(flat), block_size)]
+
+
+# Who trains on what ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which blocks each process passes through the model together, at each update.
+
+    An update takes ``global_batch`` blocks in the stream's order. Each process makes ``accumulation`` forward passes
+    for it, of ``micro`` blocks each. The last update has what is left, shared as evenly as may be; the shorter block at
+    the run's end can't lie in one tensor with others, so it has a forward pass of its own, in the last update if there
+    is one free, and otherwise in an update of its own. A process without a block has `IDLE`.
+    """
+
+    full_blocks: int
+    has_tail: bool
+    global_batch: int
+    micro: int
+    accumulation: int
+    world: int = 1
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of the run."""
+        return len(self._tail_steps()) + max(0, self._whole_updates)
+
+    @property
+    def _whole_updates(self) -> int:
+        """Updates before the last ones, all with ``global_batch`` blocks."""
+        return max(0, -(-self.full_blocks // self.global_batch) - 1)
+
+    def _tail_steps(self) -> list[list[list[list[int]]]]:
+        """The last one or two updates: [update][forward pass][process] → blocks."""
+        first = self._whole_updates * self.global_batch
+        shares: list[list[int]] = [[] for _ in range(self.world)]
+        for number in range(first, self.full_blocks):
+            shares[(number - first) % self.world].append(number)
+        passes = -(-max(map(len, shares)) // self.micro)
+        cells = [[s[p * self.micro : (p + 1) * self.micro] or [IDLE] for s in shares] for p in range(passes)]
+        steps = [cells] if cells else []
+        if not self.has_tail:
+            return steps
+        tail = self.full_blocks
+        free = next((rank for rank in range(self.world) if cells and cells[-1][rank] == [IDLE]), None)
+        alone = [[tail]] + [[IDLE]] * (self.world - 1)
+        if free is not None:
+            cells[-1][free] = [tail]
+        elif cells and passes < self.accumulation:
+            cells.append(alone)
+        else:
+            steps.append([alone])
+        return steps
+
+    def passes(self, rank: int) -> Iterator[list[int]]:
+        """The forward passes of one process over the whole run, each a list of block numbers."""
+        for update in range(self._whole_updates):
+            for turn in range(self.accumulation):
+                start = update * self.global_batch + (turn * self.world + rank) * self.micro
+                yield list(range(start, start + self.micro))
+        for step in self._tail_steps():
+            for cell in step:
+                yield cell[rank]
+
+    def __len__(self) -> int:
+        """Forward passes of each process."""
+        return self._whole_updates * self.accumulation + sum(map(len, self._tail_steps()))
+
+    def blocks_after(self, updates: int) -> int:
+        """Blocks trained on after so many updates."""
+        return min(updates * self.global_batch, self.full_blocks) + (self.has_tail and updates >= self.updates)
+
+
+class Blocks(Dataset[torch.Tensor]):
+    """A stream as a dataset: item n is block n, `IDLE` a row of two tokens without loss."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        if number == IDLE:
+            return {"input_ids": torch.zeros(2, dtype=torch.long), "labels": torch.full((2,), _NO_LOSS)}
+        ids = torch.from_numpy(self.stream.block(number))
+        return {"input_ids": ids, "labels": _labels(ids)}
+
+
+def _labels(ids: torch.Tensor) -> torch.Tensor:
+    """The ids themselves, but for the first: nothing stands before it to predict it from."""
+    labels = ids.clone()
+    labels[..., 0] = _NO_LOSS
+    return labels
+
+
+def collate(rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Rows of one length → ids and labels, each [rows, length]; there is no mask, for there is no padding."""
+    return {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels")}
+
+
+class Passes:
+    """A batch sampler: one process's share of a plan."""
+
+    def __init__(self, plan: Plan, rank: int) -> None:
+        self.plan, self.rank = plan, rank
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.plan.passes(self.rank)
+
+    def __len__(self) -> int:
+        return len(self.plan)

@@ -1,0 +1,293 @@
+"""What a run trains on and is validated on: texts, from a corpus and the wordings that lie beside it.
+
+What it is for: `open_corpus` finds a recipe's corpus, its paraphrases and its validation set, and checks them;
+`Texts.training()` gives the training documents one after the other, `Texts.validation()` the validation texts. What it
+does not do: it cuts no blocks and knows no tokenizer.
+
+The one idea: a training document is one *wording* of one chunk, (chunk, number, text), where number 0 is the original;
+documents are read in passes over files and never collected, so a corpus may be larger than memory (``stream: true``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kinject_trainer.recipe import Recipe
+from lm_eval_kinject.corpus import Corpus, bundled_corpora, load_corpus
+from lm_eval_kinject.errors import CorpusError
+from lm_eval_kinject.hub.fetch import fetch_snapshot
+from lm_eval_kinject.plugin import tasks_dir
+from lm_eval_kinject.provenance import fingerprint, fingerprint_file
+
+__all__ = ["Texts", "Wording", "open_corpus"]
+
+_ROW_FILES = (".parquet", ".jsonl")
+_SHORTEST_REVISION = 8  # hexadecimal digits of a fingerprint that may name a corpus
+
+
+class Wording(NamedTuple):
+    """One document: a chunk's original (number 0) or its paraphrase of that number."""
+
+    chunk: str
+    number: int
+    text: str
+
+
+_Originals = Callable[[], Iterator[Wording]]
+"""Gives the chunks anew at each call."""
+
+
+@dataclass
+class Texts:
+    """The texts of one run.
+
+    Attributes:
+        provenance: what names them in results: plain, path-free.
+        notes: what a user should be told about them.
+    """
+
+    provenance: dict[str, Any]
+    paraphrases: int
+    _originals: _Originals
+    _wordings_file: Path | None
+    _validation_file: Path | None
+    notes: list[str] = field(default_factory=list)
+
+    def training(self, paraphrases: int | None = None) -> Iterator[Wording]:
+        """The originals, then the paraphrases, each in the order of its file.
+
+        Args:
+            paraphrases: of each chunk; default: as many as the recipe says.
+
+        Raises:
+            CorpusError: empty, or a chunk lacks one of the paraphrases that were asked for.
+        """
+        wanted = self.paraphrases if paraphrases is None else paraphrases
+        missing: dict[str, int] = {}
+        for wording in self._originals():
+            if wording.chunk in missing:
+                raise CorpusError(f"The corpus has the chunk id {wording.chunk!r} twice: make its ids unique.")
+            missing[wording.chunk] = wanted
+            yield wording
+        if not missing:
+            raise CorpusError(
+                "The corpus is empty: no chunk of it is a source chunk. Set chunks: all to train on all of it."
+            )
+        if wanted and self._wordings_file:
+            for wording in _rows(self._wordings_file):
+                if wording.chunk in missing and 1 <= wording.number <= wanted:
+                    missing[wording.chunk] -= 1
+                    yield wording
+            _complain_of_missing({c: n for c, n in missing.items() if n}, wanted, self._wordings_file)
+
+    def validation(self) -> list[str]:
+        """Held-out wordings of chunks that are trained on; empty where there are none.
+
+        Raises:
+            CorpusError: one of them is also a training text, which would make the loss on it worthless.
+        """
+        if self._validation_file is None:
+            return []
+        trained, chunks = set(), set()
+        for wording in self.training():
+            trained.add(_digest(wording.text))
+            chunks.add(wording.chunk)
+        rows = [row for row in _rows(self._validation_file) if row.chunk in chunks]
+        leaked = [row.chunk for row in rows if _digest(row.text) in trained]
+        if leaked:
+            raise CorpusError(
+                f"{len(leaked)} validation texts (such as one of chunk {leaked[0]}) are training texts, too: remove "
+                f"them from {self._validation_file.name}."
+            )
+        # By number first: two wordings of one chunk are then far apart, and the second can't be copied from the first.
+        return [row.text for row in sorted(rows, key=lambda row: row.number)]
+
+
+def _complain_of_missing(missing: Mapping[str, int], wanted: int, file: Path) -> None:
+    if missing:
+        some = ", ".join(list(missing)[:3])
+        raise CorpusError(
+            f"{len(missing)} chunks (such as {some}) don't have each paraphrase from 1 to {wanted} once in "
+            f"{file.name}: write them, or lower the number of paraphrases in the recipe."
+        )
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+
+
+def open_corpus(recipe: Recipe) -> Texts:
+    """Finds what a recipe trains on.
+
+    Raises:
+        CorpusError: the corpus, its paraphrases or the validation set that a search needs can't be found, are
+            malformed, or are of another revision than the recipe names.
+    """
+    folder = _folder(recipe)
+    if recipe.stream:
+        originals, provenance = _streamed(recipe)
+        notes: list[str] = []
+    else:
+        originals, provenance, notes = _loaded(recipe)
+    needed = max(recipe.wordings, recipe.equal_updates_to_paraphrases or 0)
+    paraphrases = _beside(recipe.paraphrases_file, folder, "paraphrases") if needed else None
+    if needed and paraphrases is None:
+        raise CorpusError(
+            f"The corpus {recipe.corpus} has no paraphrases beside it: write them (`kinject questions`), name them as "
+            f"paraphrases_file (Parquet or JSON Lines with chunk, number, text), or take variant: ft-reg."
+        )
+    validation = _beside(recipe.validation_file, folder, "validation") if recipe.validate_every != "never" else None
+    if validation is None and len(recipe.rates) > 1:
+        raise CorpusError(
+            f"The corpus {recipe.corpus} has no validation set beside it, which a search over learning rates needs: "
+            f"name one as validation_file, or give learning_rate one number."
+        )
+    if validation is None and recipe.validate_every != "never":
+        notes.append("no validation set beside the corpus: no validation loss is measured")
+    for name, file in (("paraphrases", paraphrases), ("validation", validation)):
+        provenance[name] = None if file is None else fingerprint_file(file)
+    return Texts(provenance, recipe.wordings, originals, paraphrases, validation, notes)
+
+
+# The chunks -----------------------------------------------------------------------------------------------------------
+
+
+def _loaded(recipe: Recipe) -> tuple[_Originals, dict[str, Any], list[str]]:
+    """All chunks in memory, through the corpus room, which knows every source."""
+    spec = recipe.corpus
+    at_hub = recipe.corpus_revision and "/" in spec and "@" not in spec and not Path(spec).expanduser().exists()
+    corpus = load_corpus(f"{spec}@{recipe.corpus_revision}" if at_hub else spec)
+    if not at_hub:
+        _check_revision(recipe, corpus.revision, corpus.fingerprint)
+    chosen, notes = _choose(corpus, recipe)
+
+    def originals() -> Iterator[Wording]:
+        for chunk in chosen:
+            yield Wording(chunk.id, 0, f"{chunk.title}\n{chunk.text}" if chunk.title else chunk.text)
+
+    made = {**corpus.provenance(), "trained_on": recipe.chunks, "chunks_trained_on": len(chosen)}
+    return originals, made, notes
+
+
+def _choose(corpus: Corpus, recipe: Recipe) -> tuple[tuple[Any, ...], list[str]]:
+    if recipe.chunks == "all":
+        return corpus.chunks, []
+    roles = {str(chunk.meta["role"]) for chunk in corpus.chunks if "role" in chunk.meta}
+    if not roles:
+        return corpus.chunks, ["the corpus marks no chunk as source: all are trained on"]
+    return tuple(chunk for chunk in corpus.chunks if chunk.meta.get("role") == "source"), []
+
+
+def _check_revision(recipe: Recipe, revision: str | None, found: str) -> None:
+    wanted = recipe.corpus_revision
+    if wanted is None or wanted == revision or (len(wanted) >= _SHORTEST_REVISION and found.startswith(wanted)):
+        return
+    raise CorpusError(
+        f"The corpus {recipe.corpus} is not of revision {wanted!r}: it is {revision or 'without a revision'}, with the "
+        f"fingerprint {found[:16]}…. Set corpus_revision to one of the two, or fetch the right corpus."
+    )
+
+
+def _streamed(recipe: Recipe) -> tuple[_Originals, dict[str, Any]]:
+    """Chunks row by row from files; nothing is held but the row at hand."""
+    path = Path(recipe.corpus).expanduser()
+    if not path.exists():
+        raise CorpusError(f"There is no file or folder {recipe.corpus}: stream: true needs one on this disk.")
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in _ROW_FILES)
+    files = [f for f in files if f.stem not in ("paraphrases", "validation")]
+    if not files or any(f.suffix not in _ROW_FILES for f in files):
+        raise CorpusError(f"{recipe.corpus} can't be streamed: it must be, or hold, {' or '.join(_ROW_FILES)} files.")
+    found = fingerprint([[f.name, fingerprint_file(f)] for f in files])
+    _check_revision(recipe, None, found)
+
+    def originals() -> Iterator[Wording]:
+        for file in files:
+            for number, row in enumerate(_raw_rows(file), start=1):
+                if recipe.chunks == "source" and row.get("role", "source") != "source":
+                    continue
+                text = _text(row, file, number)
+                title = row.get("title")
+                yield Wording(str(row.get("id", f"{file.stem}:{number}")), 0, f"{title}\n{text}" if title else text)
+
+    source = f"{len(files)} streamed files"
+    return originals, {"name": path.stem, "fingerprint": found, "source": source, "trained_on": recipe.chunks}
+
+
+# Files beside the corpus ----------------------------------------------------------------------------------------------
+
+
+def _folder(recipe: Recipe) -> Path | None:
+    """The folder in which a corpus's paraphrases and validation set would lie."""
+    spec = recipe.corpus
+    if spec in bundled_corpora():
+        return tasks_dir() / spec / "corpus"
+    path = Path(spec).expanduser()
+    if path.exists():
+        return path if path.is_dir() else path.parent
+    if spec.count("/") == 1:
+        repo_id, _, revision = spec.partition("@")
+        wanted = revision or recipe.corpus_revision
+        return fetch_snapshot(repo_id, kind="dataset", revision=wanted, error=CorpusError).path
+    return None
+
+
+def _beside(named: str | None, folder: Path | None, stem: str) -> Path | None:
+    if named is not None:
+        file = Path(named).expanduser()
+        if not file.is_file():
+            raise CorpusError(f"There is no file {named}, which the recipe names as {stem}_file.")
+        if file.suffix not in _ROW_FILES:
+            raise CorpusError(f"{stem}_file {file.name} must end in {' or '.join(_ROW_FILES)}.")
+        return file
+    candidates = [] if folder is None else [folder / f"{stem}{suffix}" for suffix in _ROW_FILES]
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _rows(file: Path) -> Iterator[Wording]:
+    for number, row in enumerate(_raw_rows(file), start=1):
+        chunk, place = row.get("chunk"), row.get("number")
+        if not isinstance(chunk, str) or not isinstance(place, int):
+            raise CorpusError(f"{file.name}, row {number}: needs a string `chunk` and a whole `number`.")
+        yield Wording(chunk, place, _text(row, file, number))
+
+
+def _text(row: Mapping[str, Any], file: Path, number: int) -> str:
+    text = row.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise CorpusError(f"{file.name}, row {number}: has no `text`. Give it one or remove it.")
+    return text
+
+
+def _raw_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    return _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
+
+
+def _parquet_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as problem:
+        raise CorpusError(f"{file.name} is not a readable Parquet file: {str(problem).splitlines()[0]}.") from problem
+
+
+def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as problem:
+                raise CorpusError(f"{file.name}, line {number}: not valid JSON in UTF-8 ({problem}).") from problem
+            if not isinstance(row, dict):
+                raise CorpusError(f"{file.name}, line {number}: not an object with a `text`.")
+            yield row

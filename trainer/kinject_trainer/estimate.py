@@ -1,0 +1,190 @@
+"""The dry run: what a recipe would do, before it does it.
+
+What it is for: counts of tokens, blocks, updates and trainable parameters, and rough figures for time and memory. What
+it does not do: it trains nothing and downloads no weights.
+
+The one idea: what can be counted is counted; what can't (a tokenizer that isn't on this disk, another machine's speed)
+is estimated, and every estimate is labelled as one, with what it rests on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from kinject_trainer.base import READER, Base, find_base, known_config, load_tokenizer, skeleton
+from kinject_trainer.data import Plan, encoder
+from kinject_trainer.documents import Texts
+from kinject_trainer.recipe import ADAPTERS, UNTESTED, Recipe
+from lm_eval_kinject.errors import ModelError
+
+__all__ = ["Estimate", "estimate"]
+
+_CHARACTERS_A_TOKEN = 3.6  # English news under a vocabulary of 32,000; names cost more than prose
+_GPU_FLOPS = 312e12  # an A100's bf16 peak
+_UTILISATION = 0.35
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A dry run's figures. ``tokens_estimated`` says that they rest on counts of characters, not on the tokenizer."""
+
+    documents: int
+    epoch_tokens: int
+    tokens: int
+    tokens_estimated: bool
+    blocks: int
+    updates: int
+    trials: int
+    micro: int
+    accumulation: int
+    parameters: int
+    trainable: int
+    seconds: float
+    seconds_from: str
+    gigabytes: float
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        about = "about " if self.tokens_estimated else ""
+        label = (
+            f" (estimated: the tokenizer is not on this disk; 1 token for {_CHARACTERS_A_TOKEN} characters)"
+            if self.tokens_estimated
+            else ""
+        )
+        runs = f", in each of {self.trials} trials" if self.trials > 1 else ""
+        share = 100 * self.trainable / max(self.parameters, 1)
+        return [
+            f"documents    {self.documents:,} an epoch",
+            f"tokens       {about}{self.epoch_tokens:,} an epoch, {about}{self.tokens:,} in all{label}",
+            f"blocks       {about}{self.blocks:,}",
+            f"updates      {about}{self.updates:,}{runs}",
+            f"batch        {self.micro} blocks a forward pass, {self.accumulation} passes an update and process",
+            f"parameters   {self.trainable:,} trainable of {self.parameters:,} ({share:.2f}%)",
+            f"time         roughly {_duration(self.seconds * self.trials)} (estimated: {self.seconds_from})",
+            f"memory       roughly {self.gigabytes:.1f} GB a process (estimated)",
+            *(f"note         {note}" for note in self.notes),
+        ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def estimate(recipe: Recipe, texts: Texts) -> Estimate:
+    """Works out a recipe without running it.
+
+    Raises:
+        KinjectError: what would also stop the run: no such model, no such targets, an empty corpus.
+    """
+    notes = list(texts.notes)
+    base, config = _config(recipe, notes)
+    count, estimated = _counter(base)
+    documents, epoch_tokens = 0, 0
+    for wording in texts.training():
+        documents, epoch_tokens = documents + 1, epoch_tokens + count(wording.text)
+    tokens = run_tokens(recipe, texts, epoch_tokens, count)
+    micro, accumulation = recipe.accumulation(recipe.processes)
+    full, tail = divmod(tokens, recipe.block_size)
+    plan = Plan(full, tail > 0, recipe.global_batch, micro, accumulation, recipe.processes)
+    model = skeleton(config, recipe)
+    parameters = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    seconds, reason = _seconds(recipe, parameters, trainable, tokens)
+    if recipe.method in UNTESTED:
+        notes.append(f"method {recipe.method} is passed through to PEFT; this project's tests don't run it")
+    return Estimate(
+        documents=documents,
+        epoch_tokens=epoch_tokens,
+        tokens=tokens,
+        tokens_estimated=estimated,
+        blocks=full + (tail > 0),
+        updates=plan.updates,
+        trials=len(recipe.rates),
+        micro=micro,
+        accumulation=accumulation,
+        parameters=parameters,
+        trainable=trainable,
+        seconds=seconds,
+        seconds_from=reason,
+        gigabytes=_bytes(recipe, config, parameters, trainable, micro) / 1e9,
+        notes=tuple(notes),
+    )
+
+
+def run_tokens(recipe: Recipe, texts: Texts, epoch_tokens: int, count: Callable[[str], int]) -> int:
+    """Tokens of the whole run: epochs of what is trained on, or of as much text as more paraphrases would give."""
+    if recipe.equal_updates_to_paraphrases is None:
+        return max(1, round(recipe.epochs * epoch_tokens))
+    wider = sum(count(w.text) for w in texts.training(recipe.equal_updates_to_paraphrases))
+    return max(1, round(recipe.epochs * wider))
+
+
+def _config(recipe: Recipe, notes: list[str]) -> tuple[Base | None, PretrainedConfig]:
+    """The base if it is on this disk, and the model's shape."""
+    known = known_config(recipe.model)
+    try:
+        base = find_base(recipe)
+    except ModelError:
+        if known is None:
+            raise
+        notes.append(f"{recipe.model} is not on this disk: its shape is the one this trainer knows it by")
+        return None, known
+    return base, AutoConfig.from_pretrained(base.folder)
+
+
+def _counter(base: Base | None) -> tuple[Callable[[str], int], bool]:
+    """Text → tokens with its marks, and whether that is an estimate."""
+    if base is None:
+        return (lambda text: round(len(text) / _CHARACTERS_A_TOKEN) + 2), True
+    encode = encoder(load_tokenizer(base))
+    return (lambda text: len(encode(text))), False
+
+
+def _seconds(recipe: Recipe, parameters: int, trainable: int, tokens: int) -> tuple[float, str]:
+    """Two multiply-adds a parameter and token forward, as many for the inputs' gradients, and for trained weights'."""
+    passes = 4 + 2 * trainable / max(parameters, 1) + (2 if recipe.gradient_checkpointing else 0)
+    work = passes * parameters * tokens
+    if recipe.model == READER or not _is_large(parameters):
+        flops = _measured_flops()
+        return work / (flops * _UTILISATION), f"this machine's matrix products at {_UTILISATION:.0%}"
+    gpus = recipe.processes
+    return work / (gpus * _GPU_FLOPS * _UTILISATION), f"{gpus} A100 in bf16 at {_UTILISATION:.0%} of their peak"
+
+
+def _is_large(parameters: int) -> bool:
+    return parameters > 1_000_000_000 and not torch.cuda.is_available()
+
+
+def _measured_flops(size: int = 512, seconds: float = 0.2) -> float:
+    """Floating-point operations a second of a matrix product here."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(size, size, device=device)
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        a = a @ a * (1 / size)
+        done += 1
+    float(a.sum())  # waits for a device that runs behind
+    return 2 * size**3 * done / (time.perf_counter() - began)
+
+
+def _bytes(recipe: Recipe, config: Any, parameters: int, trainable: int, micro: int) -> float:
+    """Weights, gradients and Adam's two moments, activations and logits; sharding divides the first."""
+    frozen_width = {"qlora": 0.6}.get(recipe.method, 2 if recipe.precision == "bf16" else 4)
+    weights = trainable * 16 + (parameters - trainable) * (frozen_width if recipe.method in ADAPTERS else 4)
+    if recipe.processes > 1 and recipe.method == "full":
+        weights /= recipe.processes
+    width = 2 if recipe.precision == "bf16" else 4
+    tokens = micro * recipe.block_size
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    a_layer = 2 if recipe.gradient_checkpointing else 17
+    activations = tokens * hidden * layers * a_layer * width
+    return float(weights + activations + tokens * config.vocab_size * 12)

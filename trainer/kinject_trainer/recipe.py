@@ -1,0 +1,397 @@
+"""The recipe: one YAML file that says everything about a training run.
+
+What it is for: `load_recipe` reads it, lays ``--set`` overrides over it and reports every problem at once: unknown
+keys (with near misses), values out of range, combinations that can't be. What it does not do: it looks at no model and
+no corpus; whether they exist and fit is found out when they are opened.
+
+The one idea: checks of single values and checks of combinations run separately, the latter on a recipe in which each
+broken value has been replaced by its default, so that one bad value never hides another problem.
+
+Defaults are the values of Ovadia et al. (arXiv 2312.05934) where the paper gives them: blocks of 256, at most 5 epochs,
+64 blocks an update, learning rates searched in 1e-6…5e-5. They are no bounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from lm_eval_kinject.errors import ArgumentError
+from lm_eval_kinject.provenance import fingerprint
+
+__all__ = ["ADAPTERS", "UNTESTED", "Recipe", "Search", "load_recipe", "recipes_dir"]
+
+Method = Literal["lora", "rslora", "full", "dora", "qlora", "loftq"]
+ADAPTERS = ("lora", "rslora", "dora", "qlora", "loftq")
+UNTESTED = ("dora", "qlora", "loftq")
+"""Methods handed through to PEFT; this project's tests don't run them."""
+
+_NEEDS = {"qlora": ("bitsandbytes",), "loftq": ("scipy",)}
+_ONLY_ADAPTERS = ("rank", "alpha", "dropout", "targets", "peft")
+_WITHOUT_EFFECT = {"checkpoint_every", "checkpoints_kept", "micro_batch", "processes", "name"}
+"""Keys that may differ between a checkpoint's recipe and the one that resumes it."""
+
+_OURS_IN_TRAINER = {
+    "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type",
+    "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "gradient_accumulation_steps", "bf16",
+    "fp16", "gradient_checkpointing", "activation_checkpointing", "seed", "data_seed", "save_strategy", "save_steps",
+    "save_total_limit", "eval_strategy", "logging_strategy", "logging_steps", "remove_unused_columns", "label_names",
+    "average_tokens_across_devices", "ignore_data_skip", "load_best_model_at_end", "resume_from_checkpoint",
+    "auto_find_batch_size", "dataloader_drop_last", "push_to_hub", "use_cpu", "logging_nan_inf_filter", "do_train",
+}  # fmt: skip
+_OURS_IN_PEFT = {
+    "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "task_type", "inference_mode",
+    "base_model_name_or_path", "revision", "peft_type", "auto_mapping", "peft_version",
+}  # fmt: skip
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Search(_Strict):
+    """Learning rates to try; the one with the lowest validation loss wins.
+
+    Either ``rates``, or ``trials`` of them spaced evenly in the logarithm from ``low`` to ``high``.
+    """
+
+    low: float = Field(default=1e-6, gt=0, description="lowest rate")
+    high: float = Field(default=5e-5, gt=0, description="highest rate")
+    trials: int = Field(default=5, ge=2, le=100, description="number of rates from low to high")
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), description="the rates themselves")
+
+    def values(self) -> tuple[float, ...]:
+        """The rates in ascending order, each rounded to three digits."""
+        if self.rates:
+            return tuple(sorted(self.rates))
+        step = math.log(self.high / self.low) / (self.trials - 1)
+        return tuple(float(f"{self.low * math.exp(i * step):.3g}") for i in range(self.trials))
+
+
+def _rate(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-5`` as a string; a number is what was meant."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+class Recipe(_Strict):
+    """Everything about one run. Counts are in blocks, updates (optimizer steps), epochs or tokens, as each says."""
+
+    name: str = Field(default="", description="of the run; default: the file's")
+
+    model: str = Field(description="`reader` (the embedded one), a folder, or a Hub id")
+    model_revision: str | None = Field(default=None, description="Hub commit, tag or branch; of a folder: fingerprint")
+    corpus: str = Field(description="what `kinject corpus` takes: a bundled name, a path, a Hub dataset")
+    corpus_revision: str | None = Field(default=None, description="Hub revision, edition, or start of the fingerprint")
+    chunks: Literal["source", "all"] = Field(default="source", description="those that are asked about, or all")
+    stream: bool = Field(default=False, description="read the corpus row by row: for one larger than memory")
+    paraphrases_file: str | None = Field(default=None, description="default: `paraphrases.parquet` beside the corpus")
+    validation_file: str | None = Field(default=None, description="default: `validation.parquet` beside the corpus")
+
+    variant: Literal["ft-reg", "ft-par"] = Field(description="originals alone, or with paraphrases")
+    paraphrases: int | None = Field(default=None, ge=0, le=100, description="per chunk; default 10 for ft-par")
+
+    method: Method = Field(default="lora", description="full fine-tuning, or a kind of adapter")
+    rank: int = Field(default=16, ge=1, le=4096, description="of the adapter")
+    alpha: float = Field(default=16, gt=0, description="scale: alpha/rank, for rsLoRA alpha/√rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapter's input, a share")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(default="all-linear", description="modules by last name")
+    peft: dict[str, Any] = Field(default_factory=dict, description="further arguments of peft.LoraConfig")
+
+    block_size: int = Field(default=256, ge=8, le=1_048_576, description="tokens")
+    epochs: float = Field(default=5, gt=0, le=10_000, description="passes over the corpus with all its wordings")
+    equal_updates_to_paraphrases: int | None = Field(
+        default=None, ge=0, le=100, description="train on as many tokens as this many paraphrases would give"
+    )
+    global_batch: int = Field(default=64, ge=1, le=1_000_000, description="blocks an update, over all processes")
+    micro_batch: int | None = Field(default=None, ge=1, description="blocks a forward pass; default: up to 8")
+    processes: int = Field(default=1, ge=1, le=100_000, description="expected, for --dry-run and the batch's division")
+    learning_rate: Annotated[Annotated[float, Field(gt=0, le=10)] | Search, BeforeValidator(_rate)] = Field(
+        default=Search(), description="a rate, or a search by validation loss"
+    )
+    warm_up: float = Field(default=0.05, ge=0, lt=1, description="share of the updates")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="after the warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, le=10, description="decoupled, of AdamW")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.999), description="of AdamW"
+    )
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0 is none")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast; master weights stay fp32")
+    save_precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the weights in the result")
+    gradient_checkpointing: bool = Field(default=False, description="memory for time")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of initialisation and dropout")
+    data_seed: int | None = Field(default=None, ge=0, lt=2**32, description="of the order; default: seed")
+
+    checkpoint_every: int | Literal["epoch", "never"] = Field(default="epoch", description="updates, or `epoch`")
+    checkpoints_kept: int = Field(default=1, ge=1, le=1000, description="number of newest checkpoints")
+    validate_every: int | Literal["epoch", "never"] = Field(default="epoch", description="updates, or `epoch`")
+    forgetting: bool = Field(default=True, description="measure perplexity on general text before and after")
+    general_text: str | None = Field(default=None, description="held-out general text: a path; default: see docs")
+    trainer: dict[str, Any] = Field(default_factory=dict, description="further transformers.TrainingArguments")
+
+    @property
+    def wordings(self) -> int:
+        """Paraphrases per chunk that are trained on, beside the original."""
+        if self.variant == "ft-reg":
+            return 0
+        return 10 if self.paraphrases is None else self.paraphrases
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates to train with, one run each."""
+        found = self.learning_rate
+        return found.values() if isinstance(found, Search) else (found,)
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the data's order."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON can hold it, defaults included."""
+        return self.model_dump(mode="json")
+
+    def fingerprint(self) -> str:
+        """Of all that has an effect on the weights: equal for a run and whoever may resume it."""
+        return fingerprint(self.effective())
+
+    def effective(self) -> dict[str, Any]:
+        """The keys that have an effect on the weights, as JSON can hold them."""
+        # A search is the sum of its trials; a checkpoint belongs to one of them, and names its own rate.
+        left_out = {*_WITHOUT_EFFECT, "learning_rate"}
+        return {**{k: v for k, v in self.plain().items() if k not in left_out}, "learning_rates": list(self.rates)}
+
+    def accumulation(self, processes: int) -> tuple[int, int]:
+        """(blocks a forward pass, forward passes an update) of each process.
+
+        Raises:
+            ArgumentError: the global batch can't be divided so.
+        """
+        share, rest = divmod(self.global_batch, processes)
+        if rest:
+            raise ArgumentError(
+                f"global_batch {self.global_batch} can't be shared by {processes} processes: choose a multiple",
+                self.where,
+            )
+        micro = self.micro_batch or max(m for m in range(1, min(8, share) + 1) if share % m == 0)
+        if share % micro:
+            raise ArgumentError(
+                f"micro_batch {micro} does not divide the {share} blocks of each of {processes} processes", self.where
+            )
+        return micro, share // micro
+
+    @property
+    def where(self) -> str:
+        """How errors name this recipe."""
+        return f"the recipe {self.name or 'at hand'}"
+
+
+def recipes_dir() -> Path:
+    """The folder of the recipes that come with the trainer."""
+    package = Path(__file__).resolve().parent
+    inside = package / "_data" / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        path: a YAML file; a name without folder is also looked for among the bundled recipes.
+        overrides: ``key=value`` or ``key.part=value``, values in YAML; they win over the file.
+
+    Raises:
+        ArgumentError: not there, not YAML, or with problems: all of them, each with what to do.
+    """
+    file = _find(Path(path))
+    raw, problems = _read(file)
+    for item in overrides:
+        problems += _override(raw, item)
+    recipe, more = _check({"name": file.stem, **raw})
+    if problems or more or recipe is None:
+        raise ArgumentError([*problems, *more], f"the recipe {file.name}")
+    return recipe
+
+
+def _find(path: Path) -> Path:
+    for candidate in (path, recipes_dir() / path, recipes_dir() / f"{path}.yaml"):
+        if candidate.is_file():
+            return candidate
+    bundled = sorted(p.relative_to(recipes_dir()).as_posix() for p in recipes_dir().rglob("*.yaml"))
+    bundled = [name for name in bundled if name != "fsdp.yaml"]
+    raise ArgumentError(f"there is no recipe {path}: give a YAML file or one of {', '.join(bundled)}", "kinject train")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error and not a silent choice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], list[str]]:
+    try:
+        raw = yaml.load(file.read_bytes().decode("utf-8"), Loader=_UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as problem:
+        raise ArgumentError(f"it can't be read as YAML: {problem}", f"the recipe {file.name}") from problem
+    if not isinstance(raw, dict):
+        return {}, [f"it holds {type(raw).__name__}, not `key: value` lines"]
+    return {str(k): v for k, v in raw.items()}, []
+
+
+def _override(raw: dict[str, Any], item: str) -> list[str]:
+    key, equals, text = item.partition("=")
+    if not equals or not key.strip():
+        return [f"--set {item!r} is not key=value"]
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return [f"--set {item!r}: the value is not YAML; quote it"]
+    place: dict[str, Any] = raw
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = place.get(parent)
+        place[parent] = dict(inner) if isinstance(inner, dict) else {}
+        place = place[parent]
+    place[last] = value
+    return []
+
+
+# Checking -------------------------------------------------------------------------------------------------------------
+
+_REQUIRED = {"model": "?", "corpus": "?", "variant": "ft-reg"}
+
+
+def _check(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """The recipe if it is good, and every problem of it."""
+    problems = []
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as invalid:
+        problems = _readable(invalid)
+        broken = {str(e["loc"][0]) for e in invalid.errors()}
+        rest = {k: v for k, v in raw.items() if k not in broken}
+        recipe = Recipe.model_validate({**{k: v for k, v in _REQUIRED.items() if k not in rest}, **rest})
+    problems += _combinations(recipe)
+    return (None if problems else recipe), problems
+
+
+def _readable(invalid: ValidationError) -> list[str]:
+    problems: dict[str, str] = {}
+    for error in invalid.errors():
+        path = [str(part) for part in error["loc"]]
+        key = path[0]
+        if error["type"] == "extra_forbidden" and len(path) == 1:
+            near = difflib.get_close_matches(key, Recipe.model_fields, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else "remove it"
+            problems[key] = f"{key}: no such key; {hint}"
+        elif error["type"] == "missing":
+            problems[key] = f"{key}: missing; give {Recipe.model_fields[key].description}"
+        else:
+            shown = error["input"] if len(path) == 1 else f"{'.'.join(path[1:])} = {error['input']!r}"
+            message = error["msg"][0].lower() + error["msg"][1:]
+            text = f"{key}: {shown!r}: {message}" if len(path) == 1 else f"{key}: {shown}: {message}"
+            # A value of a union fails once for each member; one sentence is enough.
+            problems.setdefault(key, text)
+    return list(problems.values())
+
+
+def _combinations(recipe: Recipe) -> list[str]:
+    given = recipe.model_fields_set
+    problems = []
+    if recipe.variant == "ft-reg" and recipe.paraphrases:
+        problems.append(f"paraphrases {recipe.paraphrases} with variant ft-reg: say ft-par, or leave paraphrases out")
+    if recipe.method == "full":
+        problems += [f"{key}: has no meaning with method full; remove it" for key in _ONLY_ADAPTERS if key in given]
+    if recipe.model == "reader" and recipe.model_revision:
+        problems.append("model_revision: the embedded reader has none; remove it")
+    more = recipe.equal_updates_to_paraphrases
+    if more is not None and more <= recipe.wordings:
+        problems.append(f"equal_updates_to_paraphrases {more}: must be more than the {recipe.wordings} trained on")
+    if recipe.method == "qlora" and recipe.precision == "fp32":
+        problems.append("method qlora computes in bf16: set precision: bf16")
+    problems += _batch_problems(recipe) + _search_problems(recipe) + _missing_packages(recipe)
+    problems += _cadence_problems(recipe)
+    problems += _passed_through("trainer", recipe.trainer, _training_argument_names(recipe), _OURS_IN_TRAINER)
+    return problems + _passed_through("peft", recipe.peft, _lora_argument_names(recipe), _OURS_IN_PEFT)
+
+
+def _batch_problems(recipe: Recipe) -> list[str]:
+    unit = recipe.processes * (recipe.micro_batch or 1)
+    if recipe.global_batch % unit:
+        parts = f"{recipe.processes} processes" + (f" × micro_batch {recipe.micro_batch}" if recipe.micro_batch else "")
+        return [f"global_batch {recipe.global_batch} is not a multiple of {parts}"]
+    return []
+
+
+def _search_problems(recipe: Recipe) -> list[str]:
+    search = recipe.learning_rate
+    if not isinstance(search, Search):
+        return []
+    problems = []
+    if search.rates and search.model_fields_set - {"rates"}:
+        problems.append("learning_rate: give either rates, or low, high and trials")
+    if not search.rates and search.low >= search.high:
+        problems.append(f"learning_rate: low {search.low:g} is not below high {search.high:g}")
+    if len(set(search.rates)) != len(search.rates):
+        problems.append("learning_rate: a rate stands twice in rates")
+    if recipe.validate_every == "never":
+        problems.append("learning_rate: a search needs the validation loss; remove validate_every: never")
+    return problems
+
+
+def _cadence_problems(recipe: Recipe) -> list[str]:
+    cadences = {"checkpoint_every": recipe.checkpoint_every, "validate_every": recipe.validate_every}
+    return [f"{k} {v}: must be 1 or more" for k, v in cadences.items() if isinstance(v, int) and v < 1]
+
+
+def _missing_packages(recipe: Recipe) -> list[str]:
+    missing = [name for name in _NEEDS.get(recipe.method, ()) if importlib.util.find_spec(name) is None]
+    return [f"method {recipe.method} needs {name}: run `pip install {name}`" for name in missing]
+
+
+def _passed_through(key: str, values: Mapping[str, Any], known: frozenset[str], ours: set[str]) -> list[str]:
+    problems = []
+    for name in values:
+        if name in ours:
+            problems.append(f"{key}.{name}: is set from the recipe's own keys; remove it")
+        elif name not in known:
+            near = difflib.get_close_matches(name, known - ours, n=1, cutoff=0.6)
+            problems.append(f"{key}.{name}: no such argument; {f'did you mean {near[0]}?' if near else 'remove it'}")
+    return problems
+
+
+def _training_argument_names(recipe: Recipe) -> frozenset[str]:
+    """Asked only where it matters: the import takes seconds."""
+    if not recipe.trainer:
+        return frozenset()
+    from transformers import TrainingArguments
+
+    return frozenset(f.name for f in dataclasses.fields(TrainingArguments) if f.init)
+
+
+def _lora_argument_names(recipe: Recipe) -> frozenset[str]:
+    if not recipe.peft:
+        return frozenset()
+    from peft import LoraConfig
+
+    return frozenset(f.name for f in dataclasses.fields(LoraConfig) if f.init)
