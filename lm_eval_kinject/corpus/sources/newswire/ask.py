@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from lm_eval_kinject.corpus.sources.newswire.kind import (
+    ChoiceSlot,
     CompanySlot,
     DateSlot,
     Kind,
@@ -82,6 +83,9 @@ class Examiner:
         chosen = [self._rng.choice(nearby)] if nearby else []
         inside = set(event.values.values())
         elsewhere = [v for v in self._same_slot[event.kind.kind, slot] if v not in inside]
+        spec = event.kind.slots[slot]
+        if len(set(elsewhere)) < OPTIONS - 1 and isinstance(spec, ChoiceSlot):  # a small edition repeats choices
+            elsewhere += [v for v in spec.of if v not in inside]
         if len(set(elsewhere)) < OPTIONS - 1:
             raise CorpusError(
                 f"too few events of kind {event.kind.kind!r} to find wrong options for {slot!r}; draw more events"
