@@ -18,7 +18,9 @@ vocabulary. Time depends on shapes, not on meaning.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
+import gc
 import json
 import logging
 import os
@@ -26,6 +28,7 @@ import platform
 import random
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +47,7 @@ CHUNK_TOKENS = 256
 BOS = 1
 
 Request = tuple[tuple[str, str], list[int], list[int]]
+Answer = tuple[float, bool]
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,8 @@ class PeakMemory:
             self._before = torch.cuda.memory_allocated()
         else:
             try:
+                gc.collect()
+                ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that is free but kept would hide what a run needs
                 Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
                 self._before = _status("VmRSS")
             except OSError:
@@ -200,53 +206,59 @@ def _status(key: str) -> int:
     raise OSError(key)
 
 
-def measure(score: Any, device: str, repeats: int) -> tuple[Run, list[tuple[float, bool]]]:
-    """Runs `score` and returns its best time, its highest peak and its answers."""
-    runs, answers = [], []
-    for _ in range(repeats):
-        with PeakMemory(device) as peak:
-            start = time.perf_counter()
-            answers = score()
-            seconds = time.perf_counter() - start
-        runs.append(Run(seconds, peak.mib))
+def measure(score: Callable[[], list[Answer]], device: str) -> tuple[Run, list[Answer]]:
+    """Runs `score` once and returns its time, its peak and its answers."""
+    with PeakMemory(device) as peak:
+        start = time.perf_counter()
+        answers = score()
+        seconds = time.perf_counter() - start
+    return Run(seconds, peak.mib), answers
+
+
+def best_of(runs: list[Run]) -> Run:
+    """The best time of several runs and their highest peak."""
     peaks = [run.peak_mib for run in runs if run.peak_mib is not None]
-    return Run(min(run.seconds for run in runs), max(peaks) if peaks else None), answers
+    return Run(min(run.seconds for run in runs), max(peaks) if peaks else None)
 
 
 def run_case(name: str, lm: HFLM, device: str, n_questions: int, batch_sizes: list[int], repeats: int) -> Row:
-    """Scores one case with lm_eval's path at each batch size and with ours."""
-    case = CASES[name]
-    vocabulary = lm.model.config.vocab_size
+    """Scores one case with lm_eval's path at each batch size and with ours, in turn, `repeats` times."""
+    case, vocabulary = CASES[name], lm.model.config.vocab_size
     requests = make_requests(case, n_questions, vocabulary)
-    warm = make_requests(case, 1, vocabulary, seed=1)[:1]
-    HFLM._loglikelihood_tokens(lm, warm, disable_tqdm=True)
-    stock: dict[str, Run] = {}
-    reference: list[tuple[float, bool]] = []
-    for batch in batch_sizes:
-        lm.batch_size_per_gpu = batch
-        run, answers = measure(lambda: HFLM._loglikelihood_tokens(lm, requests, disable_tqdm=True), device, repeats)
-        stock[str(batch)] = run
-        reference = reference or answers
-    best = min(stock, key=lambda batch: stock[batch].seconds)
-    lm.batch_size_per_gpu = int(best)
-
+    HFLM._loglikelihood_tokens(lm, make_requests(case, 1, vocabulary, seed=1)[:1], disable_tqdm=True)  # warm up
+    runs: dict[str, list[Run]] = {str(batch): [] for batch in batch_sizes} | {"ours": []}
     scorers: list[SharedPrefixScorer] = []
 
-    def ours() -> list[tuple[float, bool]]:
+    def stock() -> list[Answer]:
+        return HFLM._loglikelihood_tokens(lm, requests, disable_tqdm=True)
+
+    def ours() -> list[Answer]:
         scorers.append(SharedPrefixScorer(lm))  # a new one each time, so that each pays for its self-check
         return scorers[-1].loglikelihood(requests, disable_tqdm=True)
 
-    run, answers = measure(ours, device, repeats)
+    answers: dict[str, list[Answer]] = {}
+    for _ in range(repeats):
+        for batch in batch_sizes:
+            lm.batch_size_per_gpu = batch
+            run, answers[str(batch)] = measure(stock, device)
+            runs[str(batch)].append(run)
+        lm.batch_size_per_gpu = min(batch_sizes, key=lambda batch: runs[str(batch)][0].seconds)
+        run, answers["ours"] = measure(ours, device)
+        runs["ours"].append(run)
+
+    best_runs = {key: best_of(of_key) for key, of_key in runs.items()}
+    run = best_runs.pop("ours")
+    best = min(best_runs.values(), key=lambda stock_run: stock_run.seconds)
+    pairs = list(zip(answers[str(batch_sizes[0])], answers["ours"], strict=True))
+    least = min((r.peak_mib for r in best_runs.values() if r.peak_mib is not None), default=None)
     stats = scorers[-1].stats
-    pairs = list(zip(reference, answers, strict=True))
-    least = min((r.peak_mib for r in stock.values() if r.peak_mib is not None), default=None)
     return Row(
         case=name,
         questions=n_questions,
         requests=len(requests),
-        stock=stock,
+        stock=best_runs,
         ours=run,
-        ratio=stock[best].seconds / run.seconds,
+        ratio=best.seconds / run.seconds,
         target=case.target,
         forwarded_over_distinct=stats.forwarded_tokens / stats.distinct_tokens if stats.distinct_tokens else None,
         memory_over_stock=run.peak_mib / least if run.peak_mib is not None and least else None,

@@ -148,26 +148,48 @@ class TreeForward:
     ) -> tuple[PackScores, KeyValues]:
         attention = PackAttention(trie, pack, past)
         rows, row_of_pair = np.unique(trie.rows[pairs] - pack.start, return_inverse=True)
-        tokens = torch.as_tensor(trie.tokens[pack.start : pack.stop], device=self._device)[None]
-        positions = torch.as_tensor(trie.positions[pack.start : pack.stop], device=self._device)[None]
-        with (
-            _tree_attention(self._configs),
-            torch.no_grad(),
-            torch.autocast(self._device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None),
-        ):
-            logits = self._model(
-                input_ids=tokens,
-                position_ids=positions,
-                use_cache=False,
-                # A list, not a tensor: with the model spread over devices, the rows are picked on the last of them.
-                logits_to_keep=rows.tolist(),
-                **{PACK_ARGUMENT: attention},
-            ).logits[0]
+        tokens, positions = trie.tokens[pack.start : pack.stop], trie.positions[pack.start : pack.stop]
+        with _tree_attention(self._configs):
+            logits = self._logits(
+                tokens, rows, position_ids=self._batch_of_one(positions), **{PACK_ARGUMENT: attention}
+            )
         if not attention.layers_seen:
             raise UnsupportedAttentionError("the model doesn't use the registered attention function")
         self.forwarded_tokens += pack.n_tokens
         log_probs, greedy = read_logits(logits, row_of_pair, trie.targets[pairs])
         return PackScores(pack.stop, pairs, log_probs, greedy), attention.kept
+
+    def plain(self, tokens: Sequence[int], option: Sequence[int]) -> tuple[float, bool]:
+        """Scores one request with the model's own attention, as lm_eval does but for the logits it throws away.
+
+        Args:
+            tokens: what the model sees: context and option without the last option token.
+            option: the tokens to score.
+
+        Returns:
+            The option's log-probability in nats, and whether it is the greedy one.
+        """
+        places = np.arange(len(option))
+        logits = self._logits(np.asarray(tokens, np.int64), len(tokens) - len(option) + places)
+        log_probs, greedy = read_logits(logits, places, np.asarray(option, np.int64))
+        return float(log_probs.sum()), bool(greedy.all())
+
+    def _logits(self, tokens: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], **kwargs: Any) -> torch.Tensor:
+        """Logits ``[rows, vocabulary]`` at some rows of one sequence."""
+        with (
+            torch.no_grad(),
+            torch.autocast(self._device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None),
+        ):
+            return self._model(
+                input_ids=self._batch_of_one(tokens),
+                use_cache=False,
+                # A list, not a tensor: with the model spread over devices, the rows are picked on the last of them.
+                logits_to_keep=rows.tolist(),
+                **kwargs,
+            ).logits[0]
+
+    def _batch_of_one(self, values: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.as_tensor(values, device=self._device)[None]
 
 
 def read_logits(

@@ -189,33 +189,21 @@ class SharedPrefixScorer:
         return [longest, *islice(siblings, 1)]
 
     def _compare(self, requests: Sequence[Request], shared: Mapping[int, Answer]) -> None:
-        """Compares answers of the shared path with lm_eval's own.
+        """Compares answers of the shared path with those of the model's own attention.
 
         Raises:
             _SelfCheckError: they differ by more than rounding.
         """
-        plain = self._plain([requests[index] for index in shared])
-        for (index, (ours, _)), (theirs, _) in zip(shared.items(), plain, strict=True):
+        for index, (ours, _) in shared.items():
             _, context, option = requests[index]
+            seen = truncated_input(context, option, self._lm.max_length)
+            theirs, _ = self._forward.plain(seen, option)
             difference = abs(ours - theirs)
             self.stats.checked += 1
             self.stats.largest_difference = max(self.stats.largest_difference, difference)
             if not difference <= self._tolerance(len(option)):
-                raise _SelfCheckError(
-                    f"{difference:.2g} nats apart on a request of {len(context) + len(option)} tokens"
-                )
-            seen = truncated_input(context, option, self._lm.max_length)
+                raise _SelfCheckError(f"{difference:.2g} nats apart on a request of {len(seen)} tokens")
             self._checked_length = max(self._checked_length, len(seen))
-
-    def _plain(self, requests: Sequence[Request]) -> list[Answer]:
-        """lm_eval's own answers, with its log-softmax in float32 so that only the model's rounding is compared."""
-        own = self._lm.softmax_dtype
-        self._lm.softmax_dtype = torch.float32
-        try:
-            unnamed = [(None, context, option) for _, context, option in requests]  # without text, none is cached
-            return HFLM._loglikelihood_tokens(self._lm, unnamed, disable_tqdm=True, override_bs=1)
-        finally:
-            self._lm.softmax_dtype = own
 
     def _tolerance(self, n_scored: int) -> float:
         """Largest |Δ log p| of `n_scored` tokens that rounding explains; a wrong mask is off by tenths of nats."""
@@ -238,7 +226,7 @@ class SharedPrefixScorer:
         plain = separate.sum() * (1 + self._head_share) + overhead * -(-len(separate) // batch)
         shared = len(trie) + len(trie.scored_rows) * self._head_share
         shared += overhead * (1 + len(trie) // self._forward.budget.tokens)
-        shared += sum(length * (1 + self._head_share) + 2 * overhead for length in check_lengths)
+        shared += sum(length + 2 * overhead for length in check_lengths)
         return bool(shared <= _MARGIN * plain)
 
     def _remember(self, request: Request, answer: Answer) -> None:

@@ -139,7 +139,7 @@ def test_the_self_check_catches_a_wrong_window(
     lm = from_config(arch, sliding_window=24)
     heard: list[Any] = []
     monkeypatch.setattr(lm.cache_hook, "add_partial", lambda *given: heard.append(given))
-    check_fallback(lm, "nats apart on a request of 102 tokens", caplog, logging.ERROR)
+    check_fallback(lm, "nats apart on a request of 101 tokens", caplog, logging.ERROR)
     assert len(heard) == 3 * 24  # lm_eval's own answers of three runs, and none of ours
 
 
