@@ -44,7 +44,7 @@ TOKENIZER = (
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 SETTINGS = ("adapter_config.json", "config.json", "generation_config.json")
-RECORDS = ("kinject.json", "log.jsonl", "*.png", "README.md", "LICENSE*", "NOTICE*")
+RECORDS = ("kinject.json", "recipe.yaml", "log.jsonl", "*.png", "README.md", "LICENSE*", "NOTICE*")
 ALLOWED = (*WEIGHTS, *TOKENIZER, *SETTINGS, *RECORDS)
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".cloudpickle", ".mar")

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lm_eval_kinject.errors import PublishError
 from lm_eval_kinject.hub.cards import CardFacts, render_card
 from lm_eval_kinject.hub.client import Say, check_repo_id, quiet
@@ -37,7 +39,7 @@ from lm_eval_kinject.hub.run import FILE, Run, parse_run, read_run
 __all__ = ["Place", "push_dataset", "push_model", "push_run"]
 
 _HASHED = (*WEIGHTS, *SETTINGS, *TOKENIZER)
-_OURS = (*_HASHED, "log.jsonl", "*.png")
+_OURS = (*_HASHED, "log.jsonl", "recipe.yaml", "*.png")
 _FILE_KEYS = ("paraphrases_file", "validation_file", "general_text")
 
 
@@ -207,7 +209,9 @@ def _corpus(run: Run, given: str | None, say: Say) -> Place | None:
         )
     place, _ = Place.find(given, "dataset", "The corpus", say)
     found = load_corpus(f"{place.repo_id}@{place.commit}").fingerprint
-    if found != run.corpus["fingerprint"]:
+    if run.recipe.get("stream"):
+        say(f"the corpus was read row by row: whether {place.repo_id} holds the same isn't checked")
+    elif found != run.corpus["fingerprint"]:
         raise PublishError(
             f"The corpus {place.repo_id}@{place.commit[:12]} holds other chunks than this run was trained on "
             f"(fingerprint {found[:16]}…, not {run.corpus['fingerprint'][:16]}…). Push that very corpus."
@@ -226,7 +230,9 @@ def _run_content(folder: Path, run: Run, base: Place, corpus: Place | None) -> C
         raise PublishError(
             f"The run {folder.name} isn't complete: {', '.join([*lacking, f'{weights}…safetensors'])} missing."
         )
-    changed: dict[str, Path | bytes] = {FILE: to_json(_public_record(run, base, corpus))}
+    record = _public_record(run, base, corpus)
+    recipe = yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True)
+    changed: dict[str, Path | bytes] = {FILE: to_json(record), "recipe.yaml": recipe.encode()}
     for name, keys in (("adapter_config.json", ("base_model_name_or_path",)), ("config.json", ("_name_or_path",))):
         if name in content.files:
             changed |= _with_base(content, name, keys[0], base)
@@ -261,9 +267,8 @@ def _public_record(run: Run, base: Place, corpus: Place | None) -> dict[str, Any
     if corpus is not None and _is_local(recipe.get("corpus")):
         places[str(recipe["corpus"])] = corpus.repo_id
     data = replace_paths(data, places)
-    data["model"] = {**data["model"], "name": base.repo_id, "commit": base.commit}
-    if corpus is not None:
-        data["corpus"] = {**data["corpus"], "repo": corpus.repo_id, "repo_commit": corpus.commit}
+    trained_on = data["base"].get("trained_on", data["base"])
+    data["base"] = {"name": base.repo_id, "identity": base.commit, "trained_on": trained_on}
     return data if isinstance(data, dict) else {}
 
 
@@ -305,8 +310,7 @@ def with_record(
     merged = merge_scores(known, [_renamed(score, facts) for score in scores])
     data = {
         **json.loads(_bytes_of(content, FILE) if FILE in content.files else to_json(dict(run.data))),
-        "files": files,
-        "published": {**asdict(facts), "subjects": []},
+        "published": {**asdict(facts), "subjects": [], "files": files},
         "scores": [score.plain() for score in merged],
     }
     card = render_card(Run(data), replace(facts, subjects=()), merged)

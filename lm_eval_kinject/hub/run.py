@@ -5,19 +5,19 @@ not do: it writes nothing and loads no weights.
 
 The one idea: the file's layout is known here and nowhere else in this room. What it holds (all parts plain JSON):
 
-    recipe        every key of the recipe, defaults included
-    fingerprints  recipe, tokenizer, … : hexadecimal digests
-    model         the base: name, and commit or fingerprint
-    corpus        as `Corpus.provenance` gives it: name, fingerprint, chunks, licence, revision, …
-    outcome       learning_rate, updates, tokens, losses, forgetting figures before and after, trainable_parameters
-    environment   versions and processor
-    scores        added on the Hub: what `Score.plain` gives, one a number
-    files         added on the Hub: path -> sha256 of weights, settings and tokenizer
+    recipe, recipe_fingerprint  every key of the recipe, defaults included
+    base                        name, and identity: a Hub commit (40 digits) or a folder's fingerprint (64)
+    corpus                      as `Corpus.provenance` gives it: name, fingerprint, chunks, licence, revision, …
+    outcome                     learning_rate, updates, tokens, losses, forgetting before and after, parameters
+    environment                 versions and processor
+    published                   added on the Hub: base, corpus and so on by their public names; digests of files
+    scores                      added on the Hub: what `Score.plain` gives, one a number
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +45,15 @@ class Run:
     @property
     def recipe_fingerprint(self) -> str:
         """Of the recipe."""
-        return str(self._part("fingerprints").get("recipe") or fingerprint(self.recipe))
+        return str(self.data.get("recipe_fingerprint") or fingerprint(self.recipe))
 
     @property
     def base(self) -> Mapping[str, Any]:
-        """The base model: ``name``, and ``commit`` or ``fingerprint``."""
-        return self._part("model")
+        """The base model: ``name``, and ``commit`` (of the Hub) or ``fingerprint`` (of a folder)."""
+        found = self._part("base")
+        identity = str(found.get("identity") or "")
+        is_commit = re.fullmatch(r"[0-9a-f]{40}", identity) is not None
+        return {"name": found.get("name"), ("commit" if is_commit else "fingerprint"): identity}
 
     @property
     def corpus(self) -> Mapping[str, Any]:
@@ -68,9 +71,14 @@ class Run:
         return list(self.data.get("scores") or ())
 
     @property
+    def published(self) -> Mapping[str, Any]:
+        """Public names that were added on the Hub."""
+        return self._part("published")
+
+    @property
     def files(self) -> Mapping[str, str]:
-        """Digests that were added on the Hub."""
-        return self._part("files")
+        """Path -> sha256 of weights, settings and tokenizer, added on the Hub."""
+        return dict(self.published.get("files") or {})
 
     @property
     def is_adapter(self) -> bool:
@@ -108,8 +116,8 @@ def parse_run(content: bytes, where: str = FILE) -> Run:
         "recipe": run.recipe,
         "recipe.method": run.recipe.get("method"),
         "recipe.variant": run.recipe.get("variant"),
-        "model.name": run.base.get("name"),
-        "model.commit or .fingerprint": run.base.get("commit") or run.base.get("fingerprint"),
+        "base.name": run.base.get("name"),
+        "base.identity": run.base.get("commit") or run.base.get("fingerprint"),
         "corpus.name": run.corpus.get("name"),
         "corpus.fingerprint": run.corpus.get("fingerprint"),
         "environment": run.data.get("environment"),

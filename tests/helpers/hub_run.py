@@ -76,10 +76,10 @@ def record(base: Path, rank: int = 2) -> dict[str, Any]:
         "seed": 0, "paraphrases_file": None, "validation_file": None, "general_text": None,
     }  # fmt: skip
     return {
-        "format": 1,
         "recipe": recipe,
-        "fingerprints": {"recipe": fingerprint(recipe)},
-        "model": {"name": base.name, "fingerprint": fingerprint_folder(base)},
+        "recipe_fingerprint": fingerprint(recipe),
+        "base": {"name": base.name, "identity": fingerprint_folder(base)},
+        "files": {"picture": "loss.png", "log": "log.jsonl"},
         "corpus": {
             "name": "current_events",
             "fingerprint": "40c3b8c9" * 8,

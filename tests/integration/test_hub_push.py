@@ -58,7 +58,7 @@ def test_a_run_arrives_as_one_commit(hub: HubServer, run: Path) -> None:
     # The tokenizer is the base's, so it stays; so does what nobody asked for.
     assert sorted(files) == [
         ".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors", "kinject.json", "log.jsonl",
-        "loss.png",
+        "loss.png", "recipe.yaml",
     ]  # fmt: skip
     assert files["adapter_model.safetensors"] == (run / "adapter_model.safetensors").read_bytes()
     config = json.loads(files["adapter_config.json"])
@@ -98,7 +98,7 @@ def test_dry_run_lists_all_and_changes_nothing(hub: HubServer, run: Path) -> Non
     assert f"  + adapter_model.safetensors  {f'{size / 1000:.1f} kB':>10}" in lines
     assert "model me/ft-par (new, private)" in lines
     assert "tokenizer.json  (stays here)" in lines
-    assert found.lines()[-1].startswith("6 files to send, ")
+    assert found.lines()[-1].startswith("7 files to send, ")
 
 
 def test_a_changed_tokenizer_goes_along(hub: HubServer, run: Path) -> None:
