@@ -30,6 +30,9 @@ LICENCES = frozenset(
 )
 """Those that the Hub's metadata take by name; any other is ``other`` with its name beside it."""
 
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's ``--max-lora-rank`` takes."""
+
 _ORDER = ("base", "RAG", "this", "this + RAG")
 
 
@@ -96,6 +99,7 @@ def render_card(run: Run, facts: CardFacts, scores: Sequence[Score] = ()) -> str
         settings=_settings(run),
         scores=[_row(variant, score) for variant, score in rows],
         forgetting=_forgetting(run),
+        vllm_rank=next((r for r in _VLLM_RANKS if r >= int(run.recipe.get("rank") or 1)), _VLLM_RANKS[-1]),
         tasks=sorted({score.task for _, score in rows}) or ["current_events_cloze"],
     )
     _check(text)

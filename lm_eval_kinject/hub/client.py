@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from lm_eval_kinject import __version__
-from lm_eval_kinject.errors import ArgumentError, HubError
+from lm_eval_kinject.errors import ArgumentError, HubError, KinjectError
 
 __all__ = ["Say", "attempt", "check_repo_id", "open_hub", "quiet", "redact", "status_of"]
 
@@ -102,6 +102,8 @@ def attempt(doing: str, work: Callable[[], T], say: Say = quiet) -> T:
     for number in range(1, TRIES + 1):
         try:
             return work()
+        except KinjectError:
+            raise  # has its own words, and was waited for where it arose
         except Exception as problem:
             cause = _root(problem)
             wait = _wait(cause, number)

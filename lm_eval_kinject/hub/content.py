@@ -60,10 +60,9 @@ _NO_PATHS_IN = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # "/
 _ROOTS = "|".join(
     "home Users root tmp var private mnt media data work workspace scratch opt srv export nfs content gpfs".split()
 )
+_START = r"(?<![\w:/.~-])"
 _REST = r"[^\s\"'`<>|)\]},;]+"
-_PATH = re.compile(
-    rf"(?<![\w:/.~-])(?:file://)?(?:/(?:{_ROOTS})/{_REST}|~/{_REST})" + r"|(?<!\w)[A-Za-z]:\\{1,2}\w[^\s\"']*"
-)
+_PATH = re.compile(rf"{_START}(?:file://)?(?:/(?:{_ROOTS})/{_REST}|~/{_REST})" + r"|(?<!\w)[A-Za-z]:\\{1,2}\w[^\s\"']*")
 
 
 @dataclass(frozen=True)
@@ -246,7 +245,7 @@ def local_paths(text: str) -> list[str]:
     here = {str(Path.home()), str(Path.cwd()), tempfile.gettempdir()} - {"/"}
     found = [match.group(0) for match in _PATH.finditer(text)]
     for place in sorted(here):
-        found += re.findall(rf"{re.escape(place)}/{_REST}", text)
+        found += re.findall(rf"{_START}{re.escape(place)}/{_REST}", text)
     return list(dict.fromkeys(path.rstrip(".:") for path in found))
 
 

@@ -20,7 +20,7 @@ from lm_eval_kinject.errors import HubError
 from lm_eval_kinject.hub.client import Say, attempt, check_repo_id, open_hub, quiet, status_of
 from lm_eval_kinject.hub.content import Content
 
-__all__ = ["Plan", "Published", "Remote", "has_same", "look", "plan", "publish", "read_remote"]
+__all__ = ["Make", "Plan", "Published", "Remote", "has_same", "look", "plan", "publish", "read_remote"]
 
 Kind = Literal["model", "dataset"]
 
@@ -41,6 +41,10 @@ class Remote:
     commit: str
     private: bool
     files: Mapping[str, RemoteFile]
+
+
+Make = Callable[[Remote | None], Content]
+"""Makes content from what the Hub has: for files that must say what else is there, or keep what others wrote."""
 
 
 @dataclass(frozen=True)
@@ -193,18 +197,24 @@ def _difference(
 
 
 def plan(
-    content: Content, repo_id: str, *, kind: Kind, gone: Callable[[str], bool] | None = None, say: Say = quiet
+    content: Content | Make, repo_id: str, *, kind: Kind, gone: Callable[[str], bool] | None = None, say: Say = quiet
 ) -> Plan:
     """What `publish` would do; changes nothing. Arguments and errors as there."""
-    content.check()
-    return _difference(content, repo_id, kind, look(repo_id, kind, say=say), gone)
+    remote = look(repo_id, kind, say=say)
+    return _difference(_checked(content, remote), repo_id, kind, remote, gone)
+
+
+def _checked(content: Content | Make, remote: Remote | None) -> Content:
+    made = content if isinstance(content, Content) else content(remote)
+    made.check()
+    return made
 
 
 # Doing ----------------------------------------------------------------------------------------------------------------
 
 
 def publish(
-    content: Content,
+    content: Content | Make,
     repo_id: str,
     *,
     kind: Kind,
@@ -218,7 +228,7 @@ def publish(
     """Brings content to the Hub as one commit.
 
     Args:
-        content: what shall be there.
+        content: what shall be there; or a function that makes it from what is there, called anew in each try.
         repo_id: ``owner/name``; made, private, if it isn't there.
         kind: what it is on the Hub.
         message: the commit's (or pull request's) title.
@@ -234,7 +244,8 @@ def publish(
         HubError: the Hub refuses or can't be reached; nothing of it is visible on ``main`` then.
     """
     check_repo_id(repo_id)
-    content.check()
+    if isinstance(content, Content):
+        content.check()  # before the Hub is asked anything
     target = f"pull request to {repo_id}" if pull_request else f"push to {repo_id}"
 
     def work() -> Published:
@@ -251,7 +262,7 @@ def publish(
 
 def _to_main(
     api: Any,
-    content: Content,
+    content: Content | Make,
     repo_id: str,
     kind: Kind,
     message: str,
@@ -266,6 +277,7 @@ def _to_main(
         remote = _look(api, repo_id, kind, None)
         if remote is None:
             raise HubError(f"The Hub made {repo_id} but doesn't show it. Run the same command again.")
+    content = _checked(content, remote)
     todo = _difference(content, repo_id, kind, remote, gone)
     commit = remote.commit
     if todo.empty:
@@ -286,7 +298,7 @@ def _to_main(
 
 def _to_pull_request(
     api: Any,
-    content: Content,
+    content: Content | Make,
     repo_id: str,
     kind: Kind,
     message: str,
@@ -300,6 +312,7 @@ def _to_pull_request(
     remote = _look(api, repo_id, kind, mine and f"refs/pr/{mine.num}")
     if remote is None:
         raise HubError(f"There is no {kind} {repo_id} to open a pull request to: check the name.")
+    content = _checked(content, remote)
     todo = _difference(content, repo_id, kind, remote, gone)
     base = _url(api, repo_id, kind)
     url = f"{base}/discussions/{mine.num}" if mine else None

@@ -112,7 +112,6 @@ def push_run(
     if check_base:
         _check_base(run, place, base_remote, say)
     corpus_place = _corpus(run, corpus, say)
-    remote = look(repo_id, "model", say=say)
     content = _run_content(Path(folder).expanduser(), run, place, corpus_place)
     if run.is_adapter:
         content = _without_base_tokenizer(content, base_remote)
@@ -127,13 +126,17 @@ def push_run(
         subjects=(Path(folder).expanduser().resolve().name,),
     )
     scores = [score for path in results for one in read_results(path) for score in scores_of(one)]
-    content = with_record(content, run, facts, scores, remote, say)
     this = [s for s in scores if s.subject in (repo_id, *facts.subjects)]
     content = content.with_files(eval_results_files(this, benchmarks or {}))
+    content.check()  # before a repository is made for it
+
+    def make(remote: Remote | None) -> Content:
+        return with_record(content, run, facts, scores, remote, say)
+
     if dry_run:
-        return plan(content, repo_id, kind="model", gone=_stale, say=say)
+        return plan(make, repo_id, kind="model", gone=_stale, say=say)
     return publish(
-        content,
+        make,
         repo_id,
         kind="model",
         message=f"Publish {run.recipe['variant']} ({run.recipe['method']}) on {run.corpus['name']}",
@@ -296,14 +299,24 @@ def _licence_of(place: Place, remote: Remote, say: Say) -> str | None:
 
 
 def with_record(
-    content: Content, run: Run, facts: CardFacts, scores: Sequence[Score], remote: Remote | None, say: Say
+    content: Content,
+    run: Run,
+    facts: CardFacts,
+    scores: Sequence[Score],
+    remote: Remote | None,
+    say: Say,
+    *,
+    keep_files: bool = False,
 ) -> Content:
     """Adds what a repository says about itself: ``kinject.json`` with digests and scores, and the card.
 
     Scores that the repository has already stay as long as the weights are the same; a new score replaces an old one of
-    the same task, metric, variant and subject.
+    the same task, metric, variant and subject. With ``keep_files`` the weights aren't in ``content``, and stay as the
+    repository has them.
     """
     files = {path: content.sha256(path) for path in sorted(content.files) if _matches(path, _HASHED)}
+    if keep_files:
+        files = dict(run.files)
     there = read_remote(facts.repo_id, "model", FILE, remote, say)
     old = parse_run(there) if there is not None else None
     known = [Score.from_plain(one) for one in old.scores] if old is not None and old.files == files else []

@@ -1,0 +1,338 @@
+"""``kinject submit``: scores go to a model's page, or results and samples to a data set that a leaderboard reads.
+
+What it is for: `submit_scores` puts lm_eval's numbers into a model repository (one's own directly, anybody's as a pull
+request); `submit_results` puts the results and sample files into a data set repository in lm_eval's own layout. What it
+does not do: it scores nothing, and it takes no result that doesn't say what it was made with.
+
+The one idea: lm_eval names a submitted run after ``peft``, else ``pretrained``, so that k=0 and k=3 of one model share
+a folder, and the second hides the first. Here the name carries the variant, the card's list of configurations is a
+function of the files that are there, and an upload that fails is an error and not a log line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from lm_eval_kinject.errors import HubError, PublishError
+from lm_eval_kinject.hub.cards import CardFacts
+from lm_eval_kinject.hub.client import Say, attempt, check_repo_id, open_hub, quiet
+from lm_eval_kinject.hub.content import Content, local_paths
+from lm_eval_kinject.hub.eval_results import (
+    Results,
+    Score,
+    eval_results_files,
+    gaps,
+    model_index,
+    read_results,
+    scores_of,
+)
+from lm_eval_kinject.hub.publish import Plan, Published, Remote, look, plan, publish, read_remote
+from lm_eval_kinject.hub.push import with_record
+from lm_eval_kinject.hub.run import FILE, parse_run
+from lm_eval_kinject.provenance import fingerprint
+
+__all__ = ["submit_results", "submit_scores", "submitted_name"]
+
+
+def _complete(paths: Sequence[str | Path], *, samples: bool) -> list[Results]:
+    """Reads results and refuses those that nobody could rerun."""
+    found = [one for path in paths for one in read_results(path)]
+    problems = [f"{one.file.name}: {gap}" for one in found for gap in gaps(one, samples=samples)]
+    if problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise PublishError(
+            f"These results don't say everything that a rerun needs; nothing was sent. Missing:\n{lines}"
+        )
+    return found
+
+
+# Scores to a model ----------------------------------------------------------------------------------------------------
+
+
+def submit_scores(
+    paths: Sequence[str | Path],
+    repo_id: str,
+    *,
+    benchmarks: Mapping[str, str] | None = None,
+    source: str | None = None,
+    pull_request: bool | None = None,
+    dry_run: bool = False,
+    say: Say = quiet,
+) -> Published | Plan:
+    """Adds scores to a model repository: ``.eval_results/`` for benchmarks, ``model-index`` for all, and the card.
+
+    Args:
+        paths: lm_eval's results files or folders; of this model and, for the card's table, of its base.
+        repo_id: the model that was scored.
+        benchmarks: task -> ``dataset id#task id``; in addition to data sets that the Hub knows as benchmarks.
+        source: address of the full results, for the attribution (see `submit_results`).
+        pull_request: None: a pull request unless the repository is one's own.
+        dry_run: change nothing and return the plan.
+        say: hears what is being done, and what a leaderboard will do with it.
+
+    Raises:
+        PublishError: the provenance is incomplete, or no score is of this model.
+        HubError: the Hub refuses or can't be reached.
+    """
+    check_repo_id(repo_id)
+    scores = [score for one in _complete(paths, samples=False) for score in scores_of(one)]
+    ours = [score for score in scores if score.subject == repo_id]
+    if not ours:
+        subjects = ", ".join(sorted({score.subject for score in scores})) or "nothing"
+        raise PublishError(
+            f"None of these results is of {repo_id}; they are of {subjects}. Give the model that was scored."
+        )
+    remote = look(repo_id, "model", say=say)
+    if remote is None:
+        raise HubError(f"There is no model {repo_id} on the Hub (or you may not see it): check the name.")
+    known = {**_benchmarks(ours, say), **(benchmarks or {})}
+    user = attempt("asking who you are", lambda: str(open_hub().whoami()["name"]), say)
+    files = eval_results_files(ours, known, source=source, user=user)
+
+    def make(there: Remote | None) -> Content:
+        if there is None:
+            raise HubError(f"{repo_id} has gone meanwhile.")
+        _refuse_collisions(files, there, repo_id, say)
+        return _scored(repo_id, there, ours, scores, say).with_files(files)
+
+    _tell(make(remote), files, known, ours, say)
+    request = pull_request if pull_request is not None else not _may_write(repo_id, user)
+    if dry_run:
+        return plan(make, repo_id, kind="model", say=say)
+    variants = ", ".join(sorted({f"{s.task} {s.variant}" for s in ours}))
+    return publish(
+        make,
+        repo_id,
+        kind="model",
+        message=f"Add scores of {ours[0].task}" + (" and others" if len({s.task for s in ours}) > 1 else ""),
+        description=f"Scored with lm-evaluation-harness and lm-eval-kinject: {variants}.",
+        pull_request=f"scores {variants}" if request else None,
+        say=say,
+    )
+
+
+def _may_write(repo_id: str, user: str) -> bool:
+    if repo_id.split("/")[0] == user:
+        return True
+    orgs = attempt("asking who you are", lambda: open_hub().whoami().get("orgs") or [], quiet)
+    return repo_id.split("/")[0] in {org.get("name") for org in orgs}
+
+
+def _benchmarks(scores: Iterable[Score], say: Say) -> dict[str, str]:
+    """Which of the scores' data sets are benchmarks on the Hub: those whose ``eval.yaml`` has a fitting task."""
+    found: dict[str, str] = {}
+    for score in scores:
+        if score.task in found or score.dataset.count("/") != 1:
+            continue
+        try:
+            remote = look(score.dataset, "dataset", say=say)
+        except HubError:
+            continue  # a local folder that looks like an id, or one that isn't for us: no benchmark then
+        data = read_remote(score.dataset, "dataset", "eval.yaml", remote, say)
+        tasks = (yaml.safe_load(data) or {}).get("tasks") or [] if data else []
+        fitting = [t for t in tasks if t.get("config", "default") == (score.config or "default")]
+        if fitting:
+            found[score.task] = f"{score.dataset}#{fitting[0]['id']}"
+    return found
+
+
+def _scored(repo_id: str, remote: Remote, ours: Sequence[Score], scores: Sequence[Score], say: Say) -> Content:
+    """The card (and, in a repository of ours, the record) with the scores in it."""
+    record = read_remote(repo_id, "model", FILE, remote, say)
+    run = parse_run(record, f"{repo_id}/{FILE}") if record is not None else None
+    if run is not None and run.published:
+        facts = {k: v for k, v in run.published.items() if k != "files"}
+        card = CardFacts(**{**facts, "repo_id": repo_id, "subjects": tuple(facts.get("subjects") or ())})
+        return with_record(Content({FILE: record or b""}), run, card, scores, remote, say, keep_files=True)
+    return Content({"README.md": _card_with_index(repo_id, remote, ours, say)})
+
+
+def _card_with_index(repo_id: str, remote: Remote, ours: Sequence[Score], say: Say) -> bytes:
+    """Somebody else's card with our entries in its ``model-index``; all others stay, text and order too."""
+    from huggingface_hub import ModelCard
+
+    old = read_remote(repo_id, "model", "README.md", remote, say)
+    card = ModelCard((old or f"---\n---\n# {repo_id.split('/')[1]}\n".encode()).decode("utf-8"))
+    entries = model_index(ours)
+    new = {_entry_key(entry) for entry in entries}
+    kept = [entry for entry in card.data.get("eval_results") or [] if _entry_key(entry) not in new]
+    card.data["eval_results"] = [*kept, *entries]
+    card.data["model_name"] = card.data.get("model_name") or repo_id.split("/")[1]
+    return str(card).encode()
+
+
+def _entry_key(entry: Any) -> tuple[Any, ...]:
+    return entry.dataset_type, entry.dataset_config, entry.dataset_split, entry.metric_type, entry.metric_name
+
+
+def _refuse_collisions(files: Mapping[str, bytes], remote: Remote, repo_id: str, say: Say) -> None:
+    """A file of ``.eval_results`` is replaced by the same variant only, never by another."""
+    for path, data in files.items():
+        if path not in remote.files:
+            continue
+        old = read_remote(repo_id, "model", path, remote, say) or b"[]"
+        notes = {str(entry.get("notes")) for entry in yaml.safe_load(old) or []}
+        mine = yaml.safe_load(data)[0]["notes"]
+        if notes != {mine}:
+            raise PublishError(f"{path} in {repo_id} is of another setting ({', '.join(notes)}): it isn't overwritten.")
+
+
+def _bytes(content: Content, path: str) -> bytes:
+    source = content.files[path]
+    return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def _tell(
+    content: Content, files: Mapping[str, bytes], known: Mapping[str, str], ours: Sequence[Score], say: Say
+) -> None:
+    rest = sorted({score.task for score in ours if score.task not in known})
+    if rest:
+        say(f"{', '.join(rest)}: not a registered benchmark, so the scores are in the card's model-index only")
+    card = _bytes(content, "README.md").decode("utf-8", errors="replace")
+    if files and re.search(r"^base_model:", card, re.MULTILINE):
+        say(
+            "the Hub's leaderboards leave out repositories that declare a base_model, as this one does: the score is "
+            "on the model's page, and on the leaderboard only where derived models are shown (base_model=false)"
+        )
+
+
+# Results to a data set ------------------------------------------------------------------------------------------------
+
+
+def submitted_name(results: Results) -> str:
+    """The folder of a run in a data set of results: one for each model (or adapter) and variant."""
+    scores = scores_of(results)
+    if not scores:
+        raise PublishError(f"{results.file.name} has no score in it.")
+    # A run's tasks can differ in shots and versions; the run has one name, whatever order they come in.
+    common = {k: v for k, v in scores[0].setting.items() if k not in ("shots", "task_version")}
+    tasks = sorted({(score.task, score.shots or 0) for score in scores})
+    digest = fingerprint([common, tasks])[:8]
+    return f"{_sanitized(scores[0].subject)}__{scores[0].variant.rpartition('-')[0]}-{digest}"
+
+
+def _sanitized(name: str) -> str:
+    return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)  # as lm_eval does
+
+
+def submit_results(
+    paths: Sequence[str | Path],
+    repo_id: str,
+    *,
+    samples: bool = True,
+    public: bool = False,
+    pull_request: bool | None = None,
+    dry_run: bool = False,
+    say: Say = quiet,
+) -> Published | Plan:
+    """Adds results and samples to a data set repository, in one commit, in lm_eval's layout.
+
+    ``NAME/results_DATE.json`` and ``NAME/samples_TASK_DATE.jsonl``; the card lists the configurations ``NAME__results``
+    and ``NAME__TASK``, each with a split for each date and ``latest``, which ``datasets.load_dataset`` reads.
+
+    Args:
+        paths: lm_eval's results files or folders.
+        repo_id: the data set; made, private, if it isn't there.
+        samples: whether samples are required and sent; without, only results are.
+        public: open the repository to everybody.
+        pull_request: None: a pull request unless the repository is one's own.
+        dry_run: change nothing and return the plan.
+        say: hears what is being done.
+
+    Raises:
+        PublishError: the provenance is incomplete, or a file names a local path.
+        HubError: the Hub refuses or can't be reached.
+    """
+    check_repo_id(repo_id)
+    found = _complete(paths, samples=samples)
+    files: dict[str, Path | bytes] = {}
+    for one in found:
+        name = submitted_name(one)
+        files[f"{name}/{one.file.name}"] = _without_places(one, name)
+        if samples:
+            files |= {f"{name}/{file.name}": file for file in one.samples.values()}
+    Content(files).check()
+
+    def make(remote: Remote | None) -> Content:
+        there = set(remote.files) if remote is not None else set()
+        old = read_remote(repo_id, "dataset", "README.md", remote, say)
+        return Content({**files, "README.md": _results_card(repo_id, old, there | set(files))})
+
+    if dry_run:
+        return plan(make, repo_id, kind="dataset", say=say)
+    user = attempt("asking who you are", lambda: str(open_hub().whoami()["name"]), say)
+    request = pull_request if pull_request is not None else not _may_write(repo_id, user)
+    names = sorted({submitted_name(one) for one in found})
+    done = publish(
+        make,
+        repo_id,
+        kind="dataset",
+        message=f"Add results of {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
+        public=public,
+        pull_request=f"results {', '.join(names)}" if request else None,
+        say=say,
+    )
+    for name in names:
+        say(f'datasets.load_dataset("{repo_id}", "{name}__results", split="latest")')
+    return done
+
+
+_NAMES = {"config_source", "model_name", "model_name_sanitized"}
+"""Where lm_eval notes paths of this disk by itself."""
+
+
+def _without_places(results: Results, name: str) -> bytes:
+    """A results file in which nothing tells of this disk, under the name that it is submitted as."""
+    score = scores_of(results)[0]
+    data = json.loads(json.dumps(dict(results.data)))
+    data |= {"model_name": score.subject, "model_name_sanitized": name}
+    if local_paths(str(data.get("pretty_env_info"))):
+        data["pretty_env_info"] = "left out: it named places on a disk"
+    for config in data["configs"].values():
+        source = (config.get("metadata") or {}).get("config_source")
+        if isinstance(source, str):
+            config["metadata"]["config_source"] = PurePosixPath(source.replace("\\", "/")).name
+    found = _places(data)
+    if found:
+        lines = "\n".join(f"  - {where}: {path}" for where, path in found)
+        raise PublishError(
+            f"{results.file.name} names places on this disk; score with Hub ids, or bundled names, instead:\n{lines}"
+        )
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _places(value: Any, where: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [hit for key, inner in value.items() for hit in _places(inner, f"{where}.{key}".lstrip("."))]
+    if isinstance(value, list):
+        return [hit for inner in value for hit in _places(inner, where)]
+    return [(where, path) for path in local_paths(value)] if isinstance(value, str) else []
+
+
+_FILE = re.compile(r"(?P<name>[^/]+)/(?:results|samples_(?P<task>.+))_(?P<date>[^_/]+)\.jsonl?")
+
+
+def _results_card(repo_id: str, old: bytes | None, paths: Iterable[str]) -> bytes:
+    """The card of a data set of results: its configurations follow from the files, whatever stood there before."""
+    from huggingface_hub import DatasetCard
+
+    configs: dict[str, dict[str, str]] = {}
+    for path in sorted(paths):
+        match = _FILE.fullmatch(path)
+        if match:
+            task = re.sub(r"\W", "_", match["task"]) if match["task"] else "results"
+            configs.setdefault(f"{match['name']}__{task}", {})[match["date"]] = path
+    listed = []
+    for config, dates in sorted(configs.items()):
+        files = [{"split": re.sub(r"[^\w.]", "_", date), "path": [path]} for date, path in sorted(dates.items())]
+        listed.append({"config_name": config, "data_files": [*files, {"split": "latest", "path": files[-1]["path"]}]})
+    text = f"---\n---\n# {repo_id.split('/')[1]}\n\nResults of lm-evaluation-harness with lm-eval-kinject.\n"
+    card = DatasetCard(old.decode("utf-8") if old else text)
+    card.data["configs"] = listed
+    return str(card).encode()

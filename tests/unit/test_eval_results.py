@@ -1,0 +1,128 @@
+"""Scores out of lm_eval's results, their intervals, and the Hub's formats of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.hub_run import make_results
+from hub_server.validation import check_eval_results, check_eval_yaml
+from huggingface_hub import parse_eval_result_entries
+
+from lm_eval_kinject.errors import PublishError
+from lm_eval_kinject.hub.eval_results import (
+    Score,
+    eval_results_files,
+    eval_yaml,
+    gaps,
+    interval,
+    model_index,
+    read_results,
+    scores_of,
+)
+from lm_eval_kinject.hub.push import merge_scores
+
+TASK = "current_events_cloze"
+
+
+def score(tmp_path: Path, k: int = 3, **options: object) -> Score:
+    file = make_results(tmp_path / f"k{k}{options}", model="me/reader", peft="me/a", k=k, **options)  # type: ignore[arg-type]
+    return scores_of(read_results(file)[0])[0]
+
+
+def test_what_is_read(tmp_path: Path) -> None:
+    found = score(tmp_path)
+    assert (found.task, found.metric, found.value, found.n, found.shots) == (TASK, "acc", 0.5, 8, 0)
+    assert found.stderr == pytest.approx(math.sqrt(0.5 * 0.5 / 7))
+    assert (found.subject, found.model, found.has_adapter, found.k) == ("me/a", "me/reader", True, 3)
+    assert found.date == "2026-11-21T03:47:07Z"
+    assert Score.from_plain(json.loads(json.dumps(found.plain()))) == found
+
+
+def test_filters_nans_and_aliases(tmp_path: Path) -> None:
+    file = make_results(tmp_path, model="me/reader", peft=None, k=0)
+    data = json.loads(file.read_text())
+    data["results"][TASK] |= {"exact_match,strict": 0.25, "f1,none": float("nan"), "acc_stderr,none": "N/A"}
+    file.write_text(json.dumps(data))
+    found = scores_of(read_results(file)[0])
+    assert [(s.metric, s.value, s.stderr) for s in found] == [("acc", 0.5, None), ("exact_match,strict", 0.25, None)]
+
+
+def test_wilsons_interval(tmp_path: Path) -> None:
+    # By hand for 4 of 8: centre (0.5 + z²/16) / (1 + z²/8) = 0.5, half z/(1 + z²/8) · √(1/32 + z²/256), z = 1.96.
+    low, high = interval(score(tmp_path)) or (0.0, 0.0)
+    z = 1.959964
+    half = z / (1 + z * z / 8) * math.sqrt(1 / 32 + z * z / 256)
+    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half))
+    assert (round(low, 3), round(high, 3)) == (0.215, 0.785)
+    # The textbook's 0 of 10: from 0 to z²/(10 + z²).
+    assert interval(replace(score(tmp_path), value=0.0, n=10)) == pytest.approx((0.0, z * z / (10 + z * z)))
+
+
+def test_other_intervals(tmp_path: Path) -> None:
+    one = replace(score(tmp_path), metric="perplexity", value=12.0, stderr=0.5)
+    assert interval(one) == pytest.approx((12 - 0.979982, 12 + 0.979982))
+    assert interval(replace(one, stderr=None)) is None
+    assert interval(replace(one, metric="acc", value=0.5, n=None, stderr=None)) is None
+
+
+def test_a_variant_is_its_setting(tmp_path: Path) -> None:
+    one, other = score(tmp_path), score(tmp_path, acc=0.25)
+    assert one.variant == other.variant, "the number isn't part of the setting"
+    assert len({one.variant, score(tmp_path, k=0).variant, score(tmp_path, retriever="bge").variant}) == 3
+    assert one.variant.startswith("k3-minilm-")
+    assert score(tmp_path, retriever="org/My_Model").variant.startswith("k3-my-model-")
+
+
+def test_eval_results_files(tmp_path: Path) -> None:
+    scores = [score(tmp_path), score(tmp_path, k=0)]
+    files = eval_results_files(scores, {TASK: "cais/bench#cloze"}, source="https://example.org", user="me")
+    assert len(files) == 2
+    for path, data in files.items():
+        assert path.startswith(f".eval_results/kinject_{TASK.replace('_', '-')}_k")
+        assert check_eval_results(data.decode()) == []
+        (entry,) = parse_eval_result_entries(yaml.safe_load(data))
+        assert (entry.dataset_id, entry.task_id, entry.value) == ("cais/bench", "cloze", 0.5)
+        assert entry.source_url == "https://example.org"
+    assert any("retriever=minilm" in data.decode() and "corpus=current_events@40c3b8c940c3" in data.decode()
+               for data in files.values())  # fmt: skip
+    assert eval_results_files(scores, {}) == {}
+
+
+def test_model_index(tmp_path: Path) -> None:
+    (entry,) = model_index([score(tmp_path)])
+    assert (entry.dataset_type, entry.dataset_name, entry.metric_type) == (TASK, TASK, "accuracy")
+    (hub,) = model_index([replace(score(tmp_path), dataset="cais/mmlu", config="anatomy")])
+    assert (hub.dataset_type, hub.dataset_config) == ("cais/mmlu", "anatomy")
+
+
+def test_eval_yaml() -> None:
+    tasks = [{"id": "cloze", "config": "default", "split": "test"}]
+    nothing, why = eval_yaml("n", "d", tasks, "lm-evaluation-harness")
+    assert nothing is None
+    assert "doesn't have lm-evaluation-harness" in why
+    written, _ = eval_yaml("n", "d", tasks, "inspect-ai")
+    assert written is not None
+    assert check_eval_yaml(written.decode()) == []
+
+
+def test_newer_scores_replace_older_ones_of_the_same_setting(tmp_path: Path) -> None:
+    old, new, other = score(tmp_path), score(tmp_path, acc=0.75), score(tmp_path, k=0)
+    assert merge_scores([old, other], [new]) == sorted([other, new], key=lambda s: s.variant)
+
+
+def test_a_whole_result_has_no_gaps(tmp_path: Path) -> None:
+    assert gaps(read_results(make_results(tmp_path, model="me/reader", peft="me/a", k=3))[0], samples=True) == []
+    assert gaps(read_results(make_results(tmp_path / "0", model="me/reader", peft=None, k=0))[0], samples=True) == []
+
+
+def test_what_is_no_results_file(tmp_path: Path) -> None:
+    with pytest.raises(PublishError, match="There are no results at"):
+        read_results(tmp_path)
+    (tmp_path / "results_x.json").write_text("[]")
+    with pytest.raises(PublishError, match="isn't a results file of lm_eval"):
+        read_results(tmp_path)
