@@ -96,6 +96,7 @@ class SharedPrefixScorer:
             budget = budget or starting_budget(model)
             self._forward = TreeForward(lm.model, torch.device(lm.device), lm.mixed_precision_dtype, budget)
             self._head_share = _head_share(model)
+            self._window = int(getattr(model.config.get_text_config(), "sliding_window", None) or 0)
 
     def loglikelihood(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -176,11 +177,16 @@ class SharedPrefixScorer:
     def _suspects(self, requests: Sequence[Request], inputs: Sequence[list[int]]) -> list[int]:
         """The requests to compare with lm_eval's path: the longest, and in a large run a sibling of it.
 
-        Empty where requests about as long agreed before. Half as long again counts as new: it may be the first
-        beyond a window or some other limit.
+        Empty where requests about as long agreed before. Half as long again counts as new, and so does the first
+        beyond the model's window.
         """
         longest = max(range(len(inputs)), key=lambda i: len(inputs[i]), default=None)
-        if not self._self_check or longest is None or len(inputs[longest]) <= 1.5 * self._checked_length:
+        if not self._self_check or longest is None:
+            return []
+        enough = 1.5 * self._checked_length
+        if self._checked_length <= self._window:
+            enough = min(enough, self._window)
+        if len(inputs[longest]) <= enough:
             return []
         if len(requests) < _WORTH_A_SECOND_CHECK:
             return [longest]

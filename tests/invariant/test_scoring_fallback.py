@@ -152,6 +152,15 @@ def test_the_self_check_comes_back_for_longer_requests() -> None:
     assert checked == [1, 0, 0, 0, 1]
 
 
+def test_the_self_check_comes_back_for_the_first_request_beyond_the_window() -> None:
+    scorer = SharedPrefixScorer(from_config("mistral", sliding_window=60), always=True)
+    checked = []
+    for length in (50, 58, 61, 65):
+        scorer.loglikelihood(requests_of(3, length), disable_tqdm=True)
+        checked.append(scorer.stats.checked)
+    assert checked == [1, 0, 1, 0]
+
+
 def test_a_large_run_compares_a_sibling_too() -> None:
     scorer = SharedPrefixScorer(from_config("llama"), always=True)
     scorer.loglikelihood(requests_of(60, 10), disable_tqdm=True)
