@@ -13,7 +13,6 @@ import secrets
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -263,7 +262,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(content[:half])
             if fault is not None and fault.delay:
                 self.wfile.flush()
-                time.sleep(fault.delay)
+                threading.Event().wait(fault.delay)  # not time.sleep, which tests replace to make clients hurry
             self.wfile.write(content[half:])
 
     return Handler

@@ -256,6 +256,7 @@ PASSING = {
     "answer to the commit lost": Fault(path=COMMIT, reset="after"),
     "answer to the creation lost": Fault(path="POST /api/repos/create", reset="after"),
     "answer to the upload lost": Fault(path="PUT /lfs", reset="after"),
+    "slow bodies": Fault(path="GET ", delay=0.02, times=-1),
     "reset before the batch": Fault(path=BATCH, reset="before"),
 }
 LASTING = {
