@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.hub_fixture import TOKEN, local_hub
-from helpers.hub_run import make_base, make_results, make_run
+from helpers.hub_run import make_base, make_results, make_run, record
 from hub_server import Fault, HubServer
 
 from lm_eval_kinject.errors import ArgumentError, HubError, KinjectError, PublishError
@@ -105,6 +105,21 @@ def test_a_changed_tokenizer_goes_along(hub: HubServer, run: Path) -> None:
     (run / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}}))
     push(run)
     assert {"tokenizer.json", "tokenizer_config.json"} <= set(hub.store.files("me/ft-par"))
+
+
+def test_a_whole_model_arrives_with_its_tokenizer(hub: HubServer, base: Path, tmp_path: Path) -> None:
+    run = make_base(tmp_path / "ft-reg", seed=4)
+    data = record(base)
+    data["recipe"] |= {"method": "full", "variant": "ft-reg", "paraphrases": None}
+    (run / "kinject.json").write_text(json.dumps(data))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/ann/reader"}))
+    push_run(run, "me/ft-reg", base="me/reader")
+    files = hub.store.files("me/ft-reg")
+    assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md"} <= set(files)
+    assert json.loads(files["config.json"])["_name_or_path"] == "me/reader"
+    assert b"base_model_relation: finetune" in files["README.md"]
+    assert push_run(run, "me/ft-reg", base="me/reader").sent == ()  # type: ignore[union-attr]
 
 
 def test_public_opens_the_repository_after_the_content_is_there(hub: HubServer, run: Path) -> None:
