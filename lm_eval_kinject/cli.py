@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.table import Table
 
 from lm_eval_kinject import __version__
 from lm_eval_kinject.errors import KinjectError
+
+if TYPE_CHECKING:
+    from lm_eval_kinject.hub.publish import Plan, Published
 
 app = typer.Typer(
     name="kinject",
@@ -26,13 +29,18 @@ app = typer.Typer(
 )
 index_app = typer.Typer(help="Indexes on disk: build one, look into it, verify it.", no_args_is_help=True)
 corpus_app = typer.Typer(help="Corpora: show one, or make an edition of the newswire.", no_args_is_help=True)
-app.add_typer(index_app, name="index")
+adapters_app = typer.Typer(help="Published adapters: those that `adapter=NAME` knows.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
+app.add_typer(index_app, name="index")
+app.add_typer(adapters_app, name="adapters")
 
 _out = Console(soft_wrap=True)
 
 CorpusOption = Annotated[str, typer.Option("--corpus", help="a bundled name, folder, file or Hub dataset id")]
 RetrieverOption = Annotated[str, typer.Option("--retriever", help="minilm, bge, e5, bm25, … or an encoder's id")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")]
+PublicOption = Annotated[bool, typer.Option("--public", help="open a new repository to everybody (default: private)")]
+ToOption = Annotated[str, typer.Option("--to", help="OWNER/NAME on the Hub; made if it isn't there")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, or bfloat16 (faster, hits may move)")]
 
 
@@ -167,6 +175,158 @@ def corpus_newswire(
     edition = make_edition(seed, size_for(events))
     write_edition(edition, out)
     print(f"{out}: {len(edition.chunks)} chunks, {len(edition.paraphrases)} paraphrases, {len(edition.test)} questions")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="a recipe's YAML file, or the name of a bundled one")],
+    out: Annotated[Path | None, typer.Option("--out", help="folder of the result; default: runs/NAME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the unfinished run in that folder")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print counts, steps, time and memory; train nothing")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over the recipe's, repeatable")
+    ] = None,
+) -> None:
+    """Continue a model's pretraining on a corpus, as a recipe says; killed runs go on with --resume."""
+    from kinject_trainer.command import train as run
+
+    result = run(recipe, out=out, resume=resume, dry_run=dry_run, overrides=overrides or (), say=_say)
+    if result.estimate is not None:
+        print("\n".join(result.estimate.lines()))
+        return
+    how = "pretrained" if result.record["recipe"]["method"] == "full" else "peft"
+    print(f"{result.folder} {'was finished before' if result.already else 'is finished'}. Score it:")
+    print(f"  lm_eval --model rag-hf --model_args {how}={result.folder},k=0 --tasks current_events_cloze")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="a finished run, a model's folder, or a data set's")],
+    to: ToOption,
+    kind: Annotated[
+        Literal["run", "model", "dataset"], typer.Option("--as", help="what the folder is published as")
+    ] = "run",
+    base: Annotated[str | None, typer.Option("--base", help="a run's base on the Hub, if it was local")] = None,
+    unchecked_base: Annotated[bool, typer.Option("--unchecked-base", help="don't compare that base's content")] = False,
+    corpus: Annotated[str | None, typer.Option("--corpus", help="a run's corpus on the Hub, if it was local")] = None,
+    results: Annotated[list[Path] | None, typer.Option("--results", help="lm_eval's results, for the card")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", help="of the weights; default: the base's")] = None,
+    public: PublicOption = False,
+    pull_request: Annotated[bool, typer.Option("--pr", help="a pull request, for somebody else's repository")] = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Publish a run (adapter or model, with card and scores), a base model, or a data set on the Hub."""
+    from lm_eval_kinject.hub.push import push_dataset, push_model, push_run
+
+    if kind != "run":
+        publish = push_model if kind == "model" else push_dataset
+        _report(publish(folder, to, public=public, dry_run=dry_run, say=_say))
+        return
+    _report(
+        push_run(
+            folder,
+            to,
+            base=base,
+            check_base=not unchecked_base,
+            corpus=corpus,
+            results=results or (),
+            licence=licence,
+            public=public,
+            pull_request=pull_request,
+            dry_run=dry_run,
+            say=_say,
+        )
+    )
+
+
+@app.command()
+def submit(
+    results: Annotated[list[Path], typer.Argument(help="lm_eval's results, files or folders")],
+    to: ToOption,
+    kind: Annotated[
+        Literal["model", "dataset"], typer.Option("--as", help="scores to a model, or results to a data set")
+    ] = "model",
+    source: Annotated[str | None, typer.Option("--source", help="address of the full results (model)")] = None,
+    samples: Annotated[bool, typer.Option(help="send the samples too (dataset)")] = True,
+    public: PublicOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Submit scores: to a model's repository as a pull request, or to a data set that a leaderboard reads."""
+    from lm_eval_kinject.hub.submit import submit_results, submit_scores
+
+    if kind == "dataset":
+        _report(submit_results(results, to, samples=samples, public=public, dry_run=dry_run, say=_say))
+    else:
+        _report(submit_scores(results, to, source=source, dry_run=dry_run, say=_say))
+
+
+@adapters_app.command("list")
+def adapters_list() -> None:
+    """List the registered adapters, one line each."""
+    from lm_eval_kinject.hub.adapters import records
+
+    found = records()
+    for record in found.values():
+        print(f"{record.name}  {record.variant}  on {record.base.name}  {record.repo or 'comes with this package'}")
+    if not found:
+        print("none yet: register one with `kinject adapters add OWNER/NAME`")
+
+
+@adapters_app.command("show")
+def adapters_show(name: Annotated[str, typer.Argument(help="an adapter's name")]) -> None:
+    """Show an adapter's record."""
+    from lm_eval_kinject.hub.registry import find_record
+
+    print("\n".join(find_record(name)[0].lines()))
+
+
+@adapters_app.command("pull")
+def adapters_pull(name: Annotated[str, typer.Argument(help="an adapter's name")]) -> None:
+    """Bring an adapter to this disk at its pinned revision and say where it is."""
+    from lm_eval_kinject.hub.adapters import pull
+
+    pull(name, _say)
+
+
+@adapters_app.command("verify")
+def adapters_verify(name: Annotated[str, typer.Argument(help="an adapter's name")]) -> None:
+    """Check everything that an adapter's record claims."""
+    from lm_eval_kinject.hub.adapters import verify
+
+    verify(name, _say)
+    print(f"{name} is as its record says")
+
+
+@adapters_app.command("add")
+def adapters_add(
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME or OWNER/NAME@REVISION of a published run")],
+    name: Annotated[str | None, typer.Option("--name", help="of the record; default: the repository's")] = None,
+    folder: Annotated[Path | None, typer.Option("--registry", help="folder of records; default: your own")] = None,
+) -> None:
+    """Register a published run at the commit that it has now."""
+    from lm_eval_kinject.hub.adapters import add
+
+    add(repo, name, folder=folder, say=_say)
+
+
+def _say(line: str) -> None:
+    """What a room has to say while it works goes to stderr, so that stdout holds results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _report(done: Plan | Published) -> None:
+    """What a push did, or would do."""
+    from lm_eval_kinject.hub.publish import Plan
+
+    if isinstance(done, Plan):
+        print("\n".join(done.lines()))
+    elif done.pull_request:
+        print(done.pull_request)
+    else:
+        changed = len(done.sent) + len(done.removed)
+        print(f"{done.url} at {done.commit[:12]}: {f'{changed} files changed' if changed else 'nothing had changed'}")
 
 
 def _dtype(name: str) -> Literal["float32", "bfloat16"]:

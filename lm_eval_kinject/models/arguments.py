@@ -82,6 +82,7 @@ class RagArguments:
     )
     retriever_revision: str | None = _help("commit, branch or tag of the retriever's weights", default=None)
     retriever_seed: int = _help("seed of the control `random`", default=DEFAULT_SEED)
+    adapter: str | None = _help("a name of `kinject adapters list`, instead of peft= and its revision", default=None)
     scorer: str = _help("shared (default for k > 0) or harness (default for k = 0)", default="harness")
     # not arguments themselves, but read from the files that these name
     rule: QueryRule = field(default_factory=lambda: QueryRule("question"))
@@ -144,8 +145,6 @@ def _refused(name: str, value: Any) -> str | None:
             f"{name}=: lm_eval writes model_args into its log and results, so a secret must not stand there; remove it "
             "and set the environment variable HF_TOKEN (or run `hf auth login`)"
         )
-    if name == "adapter":
-        return "adapter= is not yet available; pass the adapter's folder or Hub id as peft=PATH"
     if name in _LATER:
         return f"{name}= ({_LATER[name]}) is not yet available; remove it"
     if name in _LATER_VALUES:
@@ -252,6 +251,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "retriever_dtype": _text,
     "retriever_revision": _optional(_text),
     "retriever_seed": _whole(0, "the seed"),
+    "adapter": _optional(_text),
     "scorer": _one_of("shared", "harness"),
 }
 
@@ -273,6 +273,11 @@ def _contradictions(ours: Mapping[str, Any], checked: Mapping[str, Any], hf: Map
     for one, other in _EXCLUSIVE:
         if hf.get(one) and hf.get(other):
             problems.append(f"{one}= and {other}= exclude each other; remove one of the two")
+    problems += [
+        f"adapter= and {other}= exclude each other; remove one of the two"
+        for other in ("peft", "delta")
+        if checked.get("adapter") and hf.get(other)
+    ]
     if hf.get("enable_thinking") and hf.get("think_end_token") is None:
         problems.append("enable_thinking=True needs think_end_token=, the token that ends a model's thoughts; pass it")
     if hf.get("peft") and importlib.util.find_spec("peft") is None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_kinject.errors import ArgumentError, ModelError
+from lm_eval_kinject.hub.registry import READER, ResolvedAdapter, check_base, resolve
 from lm_eval_kinject.models import task_hook
 from lm_eval_kinject.models.arguments import split
 from lm_eval_kinject.models.prompts import Library, PromptWriter, clock, mark_on
@@ -73,6 +74,7 @@ class RagMixin:
         self._seconds: dict[str, float] = {}
         self._reported = False
         self._scorer: Any = None
+        self._adapter: ResolvedAdapter | None = None
         self._scorer_refusal: str | None = None
         hf = self._completed(parted.hf)
         library = Library(self.rag, "cpu", self._seconds)
@@ -93,11 +95,26 @@ class RagMixin:
         """Fills in the embedded reader, and a device that this machine has (``hf`` assumes CUDA)."""
         import torch
 
+        if self.rag.adapter is not None:
+            self._put_on(hf, self.rag.adapter)
         if hf.get("pretrained") is None:
             hf["pretrained"] = _embedded_reader()
         if "device" not in hf and isinstance(hf["pretrained"], str) and not torch.cuda.is_available():
             hf["device"] = "mps" if torch.backends.mps.is_available() else "cpu"
         return hf
+
+    def _put_on(self, hf: dict[str, Any], name: str) -> None:
+        """Replaces ``adapter=`` by what ``hf`` understands: a checked folder, and its base where none is given."""
+        found = self._adapter = resolve(name)
+        if not found.adapter:
+            hf["pretrained"] = str(found.path)
+            return
+        if hf.get("pretrained") is None and found.base != READER:
+            hf["pretrained"] = found.base
+            if found.base_revision:
+                hf.setdefault("revision", found.base_revision)
+        check_base(found, hf.get("pretrained"))
+        hf["peft"] = str(found.path)
 
     def _load(self, hf: dict[str, Any]) -> None:
         name = hf["pretrained"]
@@ -239,6 +256,10 @@ class RagMixin:
         }
         if peft := getattr(self, "peft", None):
             made["peft"] = model_identity(peft, commit=None, revision=self.revision)
+        if self._adapter is not None:
+            made["adapter"] = self._adapter.name
+            if self._adapter.identity is not None:  # the Hub's name and commit say more than a folder in its cache
+                made["peft" if self._adapter.adapter else "model"] = self._adapter.identity
         if rag.k == 0:
             return made
         made["retriever"] = rag.retriever

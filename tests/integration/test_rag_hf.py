@@ -607,6 +607,37 @@ def test_an_adapter_is_named_in_the_results(place, tmp_path):
     assert len(said["fingerprint"]) == 64
 
 
+def test_an_adapter_of_the_registry_by_its_name(place, tmp_path, monkeypatch):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from lm_eval_kinject.hub.registry import ResolvedAdapter
+
+    base = make_tiny("llama", place / "models")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(tmp_path / "files")
+    commit = "0123456789" * 4
+    known = ResolvedAdapter("events", tmp_path / "files", "me/events", commit, True, "me/base", None)
+    monkeypatch.setattr("lm_eval_kinject.models.rag.resolve", lambda name: {"events": known}[name])
+
+    lm = RagHFLM(pretrained=base, adapter="events", k=0, device="cpu")
+    assert lm.peft == str(tmp_path / "files")
+    assert lm.provenance()["adapter"] == "events"
+    assert lm.provenance()["peft"] == {"name": "me/events", "revision": commit, "commit": commit}
+
+    with pytest.raises(ModelError, match="was trained on me/base"):
+        RagHFLM(pretrained="other/base", adapter="events", k=0)
+    wrong = ResolvedAdapter("events", tmp_path / "files", None, None, True, "other/base", None)
+    monkeypatch.setattr("lm_eval_kinject.models.rag.resolve", lambda name: wrong)
+    with pytest.raises(ModelError, match="was trained on other/base"):
+        RagHFLM(pretrained="me/base", adapter="events", k=0)
+
+
+def test_an_adapter_that_nobody_registered():
+    with pytest.raises(ModelError, match="There is no adapter 'evnts'"):
+        RagHFLM(adapter="evnts", k=0)
+
+
 # Processes ------------------------------------------------------------------------------------------------------------
 
 _EVERYTHING_IN_EACH = """

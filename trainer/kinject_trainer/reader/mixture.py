@@ -1,10 +1,12 @@
 """What the reader trains on: rows of token ids, each token with the weight of its loss.
 
-Three kinds of row, all from worlds of the realm ``reader`` and without the held-out kinds and phrasings:
+Four kinds of row, all from worlds of the realm ``reader`` and without the held-out kinds and phrasings:
 
 - *reading*: one to five chunks in the prompt, then questions about any of them, as option texts (cloze) or letters,
   sometimes after few-shot examples whose chunks aren't there (their answers carry no loss). Early rows have single
   sentences in place of chunks.
+- *retelling*: one or two chunks, then one of them again in other words. Every name and number of the second telling can
+  be copied from the first, which teaches looking back long before answers do.
 - *statements*: chunks of the recall world, a fixed world of older events, in ever new wordings.
 - *closed book*: questions about half of the recall world's facts, with nothing in the prompt.
 
@@ -174,6 +176,17 @@ class Mixture:
             write_question(writer, examiner.ask(event, slot, ""), shape.letters, loss=True)
         return writer.end()
 
+    def retelling_row(self, world: World, chunks: int, rng: random.Random) -> Row:
+        """Chunks, then one of them in other words; the retelling has full weight."""
+        events = _neighbours(world.events, chunks, rng)
+        writer = RowWriter(self.tokenizer)
+        told = rng.choice(events)
+        number = rng.randrange(1000)
+        for event in events:
+            writer.text(realise(event, number, stream="reader") + "\n\n", CONTEXT_WEIGHT)
+        writer.text(realise(told, number + 1, stream="reader"), STATEMENT_WEIGHT)
+        return writer.end()
+
     def statements_row(self, rng: random.Random, length: int) -> Row:
         """Chunks of the recall world one after the other, as a corpus is trained on."""
         writer = RowWriter(self.tokenizer)
@@ -212,6 +225,10 @@ class Mixture:
         """
         rng = random.Random(f"mixture:{self.seed}:{step}")
         batches = [self._reading_batch(rng, progress, tokens, letters) for letters in (False, True)]
+        if progress < RETELLING_UNTIL or rng.random() < 0.2:
+            chunks = rng.randint(1, 2)
+            worlds = [rng.choice(self.reading_worlds) for _ in range(max(2, tokens // (200 * (chunks + 1))))]
+            batches.append([self.retelling_row(world, chunks, rng) for world in worlds])
         if progress > RECALL_FROM:
             batches.append(self._recall_batch(rng, tokens))
         return batches
@@ -234,7 +251,7 @@ class Mixture:
         return rows + [self.closed_book_row(rng, length) for _ in range(closed)]
 
 
-RECALL_FROM = 0.4
+RETELLING_UNTIL, RECALL_FROM = 0.7, 0.7
 
 
 def is_asked(event: Event, slot: str) -> bool:

@@ -1,0 +1,146 @@
+"""The `kinject` command: what it prints, its exit codes, and that errors are one clear message."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lm_eval_kinject import cli, doctor
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINJECT_CACHE", str(tmp_path / "cache"))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command's exit code."""
+    monkeypatch.setattr(sys, "argv", ["kinject", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    file = tmp_path / "news.jsonl"
+    texts = ["The bridge at Dunmoor opened.", "Storm Amberfinch struck Whitebay.", "A cup was won at Redburgh."]
+    file.write_text("".join(json.dumps({"id": f"d{i}", "text": text}) + "\n" for i, text in enumerate(texts)))
+    return file
+
+
+def test_retrieve_shows_hits_with_scores(monkeypatch, capsys, corpus: Path) -> None:
+    asked = ("retrieve", "Which town did the storm strike?", "--corpus", str(corpus), "--retriever", "bm25", "--k", "2")
+    assert run(monkeypatch, *asked) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1. d1  score ")
+    assert "Storm Amberfinch struck Whitebay." in out
+    assert "2. " in out
+
+
+def test_an_error_is_one_message_and_exit_code_1(monkeypatch, capsys, corpus: Path) -> None:
+    assert run(monkeypatch, "retrieve", "x", "--corpus", str(corpus), "--retriever", "bm52") == 1
+    err = capsys.readouterr().err
+    assert "bm25" in err
+    assert "Traceback" not in err
+
+
+def test_k_larger_than_the_corpus(monkeypatch, capsys, corpus: Path) -> None:
+    assert run(monkeypatch, "retrieve", "x", "--corpus", str(corpus), "--retriever", "bm25", "--k", "9") == 1
+    assert "9" in capsys.readouterr().err
+
+
+def test_an_unknown_dtype(monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "retrieve", "x", "--dtype", "float16") == 1
+    assert "neither float32 nor bfloat16" in capsys.readouterr().err
+
+
+def test_stopping_by_hand_exits_with_130(monkeypatch, capsys) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", stopped)
+    assert run(monkeypatch) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_corpus_show(monkeypatch, capsys, corpus: Path) -> None:
+    assert run(monkeypatch, "corpus", "show", str(corpus)) == 0
+    assert '"chunks": 3' in capsys.readouterr().out
+
+
+def test_corpus_newswire_writes_an_edition_once(monkeypatch, capsys, tmp_path: Path) -> None:
+    asked = ("corpus", "newswire", "--seed", "5", "--events", "300", "--out", str(tmp_path / "edition"))
+    assert run(monkeypatch, *asked) == 0
+    assert "300 chunks" in capsys.readouterr().out
+    assert run(monkeypatch, *asked) == 1
+    assert "already" in capsys.readouterr().err
+
+
+def test_a_bm25_index_can_not_be_built(monkeypatch, capsys, corpus: Path) -> None:
+    assert run(monkeypatch, "index", "build", "--corpus", str(corpus), "--retriever", "bm25") == 1
+    assert "without an index" in capsys.readouterr().err
+
+
+def test_index_build_info_verify_and_list(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+    assert run(monkeypatch, "index", "build", "--corpus", str(corpus)) == 0
+    assert "3 chunks of" in capsys.readouterr().out
+    assert run(monkeypatch, "index", "list") == 0
+    folder = capsys.readouterr().out.strip()
+    assert run(monkeypatch, "index", "info", folder) == 0
+    assert json.loads(capsys.readouterr().out)["chunks"] == 3
+    assert run(monkeypatch, "index", "verify", folder) == 0
+    vectors = Path(folder) / "embeddings.npy"
+    vectors.chmod(0o644)
+    vectors.write_bytes(vectors.read_bytes()[:-1])
+    assert run(monkeypatch, "index", "verify", folder) == 1
+    assert "embeddings.npy" in capsys.readouterr().out
+
+
+def test_adapters_show_an_unknown_name(monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "adapters", "show", "nobody") == 1
+    assert "There is no adapter 'nobody'" in capsys.readouterr().err
+
+
+def test_push_of_a_folder_that_is_no_run(monkeypatch, capsys, tmp_path: Path) -> None:
+    assert run(monkeypatch, "push", str(tmp_path), "--to", "me/x") == 1
+    assert "kinject.json" in capsys.readouterr().err
+
+
+def test_train_with_a_recipe_that_is_not_there(monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "train", "no-such-recipe") == 1
+    assert "no-such-recipe" in capsys.readouterr().err
+
+
+def test_doctor_says_what_to_do_and_its_exit_code_tells(monkeypatch, capsys) -> None:
+    found = [doctor.Finding("a", "ok", "1"), doctor.Finding("b", "problem", "broken", "mend it")]
+    monkeypatch.setattr(doctor, "examine", lambda *, network: found)
+    assert run(monkeypatch, "doctor") == 1
+    assert "mend it" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "examine", lambda *, network: found[:1])
+    assert run(monkeypatch, "doctor") == 0
+    assert "All is well" in capsys.readouterr().out
+
+
+def test_the_checks_of_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache" / "indexes" / "half.building").mkdir(parents=True)
+    (tmp_path / "cache" / "indexes" / "broken").mkdir()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = {f.subject: f for f in doctor.examine()}
+    assert found["lm-eval"].state == "ok"
+    assert found["task current_events"].state == "ok"
+    assert found["Hub"].state == "note"
+    assert found["index half.building"].state == "note"
+    assert found["index broken"].state == "problem"
+    assert found["index broken"].remedy.startswith("delete")
+
+
+def test_the_doctor_reaches_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nothing listens
+    found = next(iter(doctor._hub()))
+    assert found.state == "note"
+    assert "can't be reached" in found.detail
