@@ -22,6 +22,7 @@ the stretches of keys that some query of it can see; most of the mask is never m
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -105,14 +106,29 @@ class PackAttention:
         trie: the trie.
         pack: the pack being forwarded.
         past: keys and values along ``pack.path``, as the forward before left them in `kept`.
+        last_layer: the last attention layer, if known: there, queries near no scored row are left out.
 
     Attributes:
+        n_queries: tokens in the pack.
+        scored_rows: which of them have their logits read, ascending.
+        finished: whether the last layer is done.
         kept: keys and values along ``pack.next_path``, filled layer by layer. `past` stays as it is, so a forward
             that ran out of memory can be repeated with a smaller pack.
     """
 
-    def __init__(self, trie: Trie, pack: Pack, past: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(
+        self,
+        trie: Trie,
+        pack: Pack,
+        past: Mapping[int, tuple[torch.Tensor, torch.Tensor]],
+        last_layer: int | None = None,
+    ) -> None:
         members = pack.members
+        first, last = np.searchsorted(trie.scored_rows, [pack.start, pack.stop])
+        self.n_queries = pack.n_tokens
+        self.scored_rows: list[int] = (trie.scored_rows[first:last] - pack.start).tolist()
+        self.finished = False
+        self._last_layer = last_layer
         self._past_length = len(pack.path)
         self._positions = trie.positions[members]
         self._ends = trie.ends[members] - pack.start + self._past_length
@@ -146,6 +162,8 @@ class PackAttention:
         """
         if layer in self.layers_seen:
             raise UnsupportedAttentionError("one attention layer is used twice in a forward")
+        if self.finished:
+            raise UnsupportedAttentionError("attention goes on after its last layer")
         self.layers_seen.add(layer)
         if self._past_length:
             past_key, past_value = self._past[layer]
@@ -154,9 +172,12 @@ class PackAttention:
             keep = torch.as_tensor(self._keep, device=key.device)
             self.kept[layer] = key.index_select(2, keep), value.index_select(2, keep)
 
-        out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+        self.finished = layer == self._last_layer
+        out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
         for tile, mask in self._tiles_for(window, query):
             start, stop = tile.start - self._past_length, tile.stop - self._past_length
+            if self.finished and bisect_left(self.scored_rows, start) == bisect_left(self.scored_rows, stop):
+                continue
             attended = _sdpa(
                 query[:, :, start:stop], _take(key, tile.stretches), _take(value, tile.stretches), mask, scaling
             )

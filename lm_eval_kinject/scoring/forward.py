@@ -30,6 +30,7 @@ from lm_eval_kinject.scoring.attention import (
     UnsupportedAttentionError,
     shared_prefix_attention,
 )
+from lm_eval_kinject.scoring.last_block import LastBlock
 from lm_eval_kinject.scoring.plan import Pack, Trie, cut_pack
 
 _LOGITS_AT_ONCE = 2**24  # entries of the float32 copies made while reading logits: 64 MiB
@@ -108,6 +109,7 @@ class TreeForward:
         self.budget = budget
         self.forwarded_tokens = 0
         parts = (part.config for part in model.modules() if isinstance(part, PreTrainedModel))
+        self._last_block = LastBlock(model)
         self._configs = list({id(config): config for config in parts}.values())
 
     def score(self, trie: Trie) -> Iterator[PackScores]:
@@ -146,10 +148,11 @@ class TreeForward:
     def _forward(
         self, trie: Trie, pack: Pack, past: KeyValues, pairs: npt.NDArray[np.int64]
     ) -> tuple[PackScores, KeyValues]:
-        attention = PackAttention(trie, pack, past)
-        rows, row_of_pair = np.unique(trie.rows[pairs] - pack.start, return_inverse=True)
+        attention = PackAttention(trie, pack, past, self._last_block.attention)
+        rows = np.asarray(attention.scored_rows, np.int64)
+        row_of_pair = np.searchsorted(rows, trie.rows[pairs] - pack.start)
         tokens, positions = trie.tokens[pack.start : pack.stop], trie.positions[pack.start : pack.stop]
-        with _tree_attention(self._configs):
+        with _tree_attention(self._configs), self._last_block.only_scored_rows(attention):
             logits = self._logits(
                 tokens, rows, position_ids=self._batch_of_one(positions), **{PACK_ARGUMENT: attention}
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +173,14 @@ def test_same_answers_beyond_the_models_length(models: Path, arch: str) -> None:
     assert_same(shared(lm, requests, budget=Budget(40, 20)), harness(lm, requests))
 
 
-@pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt_neox"])
-def test_same_answers_with_an_adapter(models: Path, tmp_path: Path, arch: str) -> None:
+@pytest.mark.parametrize(
+    ("arch", "dora"), [("llama", False), ("llama", True), ("gemma3", False), ("gpt_neox", False), ("gpt2", False)]
+)
+def test_same_answers_with_an_adapter(models: Path, tmp_path: Path, arch: str, dora: bool) -> None:
     path = make_tiny(arch, models)
     torch.manual_seed(1)
-    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    targets = {"target_modules": "all-linear", "fan_in_fan_out": arch == "gpt2"}
+    config = peft.LoraConfig(r=4, use_dora=dora, init_lora_weights=False, task_type="CAUSAL_LM", **targets)
     peft.get_peft_model(AutoModelForCausalLM.from_pretrained(path), config).save_pretrained(tmp_path)
     lm = HFLM(pretrained=path, peft=str(tmp_path), device="cpu", batch_size=4)
     requests = make_requests(3)
@@ -310,6 +314,27 @@ def test_a_window_in_packed_order_would_be_caught(models: Path, arch: str, monke
     monkeypatch.setattr(attention, "_mask", packed)
     ours = shared(lm, requests, self_check=False)
     assert max(abs(a[0] - b[0]) for a, b in zip(ours, theirs, strict=True)) > 0.05
+
+
+@pytest.mark.parametrize("budget", [Budget(1024, 1024), Budget(30, 1024)])
+def test_the_last_block_works_on_scored_rows_alone(models: Path, budget: Budget) -> None:
+    lm = load(models, "llama")
+    requests = make_requests(13)
+    rows: list[list[int]] = [[], []]
+    for layer, seen in zip(lm.model.model.layers, rows, strict=True):
+        layer.mlp.down_proj.forward = partial(count_rows, layer.mlp.down_proj.forward, seen)
+    scorer = SharedPrefixScorer(lm, always=True, budget=budget, self_check=False)
+    assert_same(scorer.loglikelihood(requests, disable_tqdm=True), harness(load(models, "llama"), requests))
+    inputs = [((context + option)[:-1], len(option)) for _, context, option in requests]
+    scored = {tuple(ids[: n + 1]) for ids, length in inputs for n in range(len(ids) - length, len(ids))}
+    assert sum(rows[0]) == scorer.stats.distinct_tokens
+    assert len(scored) <= sum(rows[1]) <= len(scored) + len(rows[1])  # a forward that scores nothing runs one row
+    assert sum(rows[1]) < sum(rows[0]) / 3
+
+
+def count_rows(forward: Callable[[torch.Tensor], torch.Tensor], seen: list[int], states: torch.Tensor) -> torch.Tensor:
+    seen.append(states.shape[1])
+    return forward(states)
 
 
 def test_progress_and_counts(models: Path) -> None:
