@@ -7,6 +7,7 @@ accelerate launch --config_file trainer/recipes/fsdp.yaml -m kinject_trainer REC
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="over the recipe's value")
     given = parser.parse_args()
 
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher starts, one speaks
+
     def say(text: str) -> None:
         sys.stderr.write(text + "\n")
 
@@ -34,6 +37,8 @@ def main() -> int:
     except KinjectError as problem:
         say(str(problem))
         return 1
+    if not leads:
+        return 0
     for line in made.estimate.lines() if made.estimate else [f"{made.folder}"]:
         sys.stdout.write(line + "\n")
     return 0

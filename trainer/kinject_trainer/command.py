@@ -17,9 +17,9 @@ from typing import Any
 
 import accelerate
 import yaml
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from kinject_trainer.base import Base, find_base, load_tokenizer, tokenizer_fingerprint
+from kinject_trainer.base import Base, find_base, load_tokenizer, skeleton, tokenizer_fingerprint
 from kinject_trainer.card import write_card
 from kinject_trainer.data import Demarcation, Stream, build_store, cut, encoder
 from kinject_trainer.documents import Texts, open_corpus
@@ -87,6 +87,7 @@ def train(
     state = accelerate.PartialState()
     tell: Say = say if state.is_main_process else (lambda text: None)
     earlier = _look_at(folder, resume)
+    state.wait_for_everyone()  # nobody writes before everybody has looked
     base = find_base(checked)
     tokenizer = load_tokenizer(base)
     identity = _identity(checked, base, texts, tokenizer_fingerprint(tokenizer))
@@ -169,10 +170,10 @@ def _check_room(materials: Materials, folder: Path) -> None:
     Raises:
         TrainingError: says how much is needed and how much there is.
     """
-    weights = sum(f.stat().st_size for f in materials.base.folder.glob("*.safetensors"))
-    full = materials.recipe.method == "full"
-    # A checkpoint has weights and two moments; the newest is written before the oldest goes; the result comes last.
-    needed = weights * (3 * (materials.recipe.checkpoints_kept + 1) + 2) if full else weights // 5
+    model = skeleton(AutoConfig.from_pretrained(materials.base.folder), materials.recipe)
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # A checkpoint has weights and two moments, and is written before the oldest goes. The result is copied once.
+    needed = trained * (3 * (materials.recipe.checkpoints_kept + 1) + 2)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise TrainingError(

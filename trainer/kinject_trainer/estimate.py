@@ -27,7 +27,7 @@ __all__ = ["Estimate", "estimate"]
 
 _CHARACTERS_A_TOKEN = 3.6  # English news under a vocabulary of 32,000; names cost more than prose
 _GPU_FLOPS = 312e12  # an A100's bf16 peak
-_UTILISATION = 0.35
+_UTILISATION = 0.4
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _seconds(recipe: Recipe, parameters: int, trainable: int, tokens: int) -> tu
     passes = 4 + 2 * trainable / max(parameters, 1) + (2 if recipe.gradient_checkpointing else 0)
     work = passes * parameters * tokens
     if recipe.model == READER or not _is_large(parameters):
-        flops = _measured_flops()
+        flops = _measured_flops(torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
         return work / (flops * _UTILISATION), f"this machine's matrix products at {_UTILISATION:.0%}"
     gpus = recipe.processes
     return work / (gpus * _GPU_FLOPS * _UTILISATION), f"{gpus} A100 in bf16 at {_UTILISATION:.0%} of their peak"
@@ -164,10 +164,10 @@ def _is_large(parameters: int) -> bool:
     return parameters > 1_000_000_000 and not torch.cuda.is_available()
 
 
-def _measured_flops(size: int = 512, seconds: float = 0.2) -> float:
+def _measured_flops(dtype: torch.dtype, size: int = 512, seconds: float = 0.3) -> float:
     """Floating-point operations a second of a matrix product here."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.randn(size, size, device=device)
+    a = torch.randn(size, size, device=device, dtype=dtype)
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         a = a @ a * (1 / size)

@@ -16,6 +16,7 @@ import functools
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -367,11 +368,14 @@ def _train(materials: Materials, rate: float, place: Path, log_file: Path, run: 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' bars for reading and writing files, which would tear up ours."""
+    """Without transformers' bars for reading and writing files, which would tear up ours, and its talk to itself."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # transformers 5.23 asks its own model by the old name; to be dropped when it no longer does.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            yield
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
@@ -428,7 +432,7 @@ def _arguments(recipe: Recipe, rate: float, place: Path, plan: Plan | None = Non
         remove_unused_columns=False,
         disable_tqdm=True,
         **{checkpointing or "gradient_checkpointing": recipe.gradient_checkpointing},
-        **{"report_to": [], **recipe.trainer},
+        **{"report_to": [], "ddp_find_unused_parameters": False, **recipe.trainer},
     )
     if arguments.n_gpu > 1:
         # One process sees several GPUs: without a launcher Trainer would split batches over them by itself.
@@ -440,6 +444,7 @@ def _save_result(trainer: BlockTrainer, materials: Materials, outcome: Outcome, 
     """Writes the weights as plain PEFT or transformers folder, then the outcome, which declares them finished."""
     if materials.recipe.save_precision == "bf16":
         trainer.model.to(torch.bfloat16)
+    trainer.model.config.use_cache = True  # off while training; whoever generates with the result wants it
     place = outcome.folder.parent
     if trainer.args.process_index == 0:
         with publish_folder(outcome.folder) as building:

@@ -1,0 +1,152 @@
+"""Recipes: the paper's defaults, every problem at once, overrides."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from kinject_trainer.recipe import Recipe, Search, load_recipe, recipes_dir
+
+from lm_eval_kinject.errors import ArgumentError
+
+LEAST = {"model": "reader", "corpus": "current_events", "variant": "ft-par"}
+
+
+def write(tmp_path, **keys):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(keys))
+    return file
+
+
+def problems(file, *overrides):
+    with pytest.raises(ArgumentError) as caught:
+        load_recipe(file, overrides)
+    return caught.value.problems
+
+
+def test_defaults_are_the_papers(tmp_path):
+    recipe = load_recipe(write(tmp_path, **LEAST))
+    assert recipe.name == "mine"
+    assert (recipe.block_size, recipe.epochs, recipe.global_batch, recipe.wordings) == (256, 5, 64, 10)
+    assert recipe.rates == (1e-6, 2.66e-6, 7.07e-6, 1.88e-5, 5e-5)  # 1e-6 · 50^(i/4)
+    assert recipe.chunks == "source"
+
+
+def test_every_problem_at_once(tmp_path):
+    file = write(
+        tmp_path,
+        model="reader",
+        model_revision="abc",
+        variant="ft-reg",
+        paraphrases=4,
+        method="full",
+        rnak=4,
+        rank=8,
+        epochs=-1,
+        global_batch=10,
+        micro_batch=4,
+        learning_rate={"low": 1e-4, "high": 1e-5},
+        trainer={"optm": "adafactor", "max_steps": 4},
+    )
+    found = {problem.split(":")[0].split(" ")[0]: problem for problem in problems(file)}
+    assert set(found) == {
+        "corpus", "rnak", "epochs", "paraphrases", "rank", "model_revision", "global_batch", "learning_rate",
+        "trainer.optm", "trainer.max_steps",
+    }  # fmt: skip
+    assert "did you mean rank?" in found["rnak"]
+    assert "did you mean optim?" in found["trainer.optm"]
+    assert "greater than 0" in found["epochs"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"block_size": 4}, "greater than or equal to 8"),
+        ({"paraphrases": -1}, "greater than or equal to 0"),
+        ({"method": "lra"}, "lora"),
+        ({"dropout": 1.0}, "less than 1"),
+        ({"warm_up": 1.0}, "less than 1"),
+        ({"learning_rate": 0}, "greater than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"learning_rate": {"rates": [1e-3, 1e-3]}}, "twice"),
+        ({"learning_rate": {"rates": [1e-3], "low": 1e-4}}, "either"),
+        ({"learning_rate": {}, "validate_every": "never"}, "needs the validation loss"),
+        ({"equal_updates_to_paraphrases": 10}, "must be more than the 10"),
+        ({"checkpoint_every": 0}, "1 or more"),
+        ({"global_batch": 6, "processes": 4}, "not a multiple of 4 processes"),
+        ({"peft": {"r": 4}}, "recipe's own keys"),
+        ({"peft": {"lora_biass": True}}, "did you mean lora_bias?"),
+        ({"method": "qlora"}, "bf16"),
+    ],
+)
+def test_one_problem(tmp_path, changes, words):
+    assert any(words in problem for problem in problems(write(tmp_path, **{**LEAST, **changes})))
+
+
+def test_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    file = write(tmp_path, **LEAST, method="qlora", precision="bf16")
+    assert problems(file) == ("method qlora needs bitsandbytes: run `pip install bitsandbytes`",)
+
+
+def test_overrides_win_and_reach_inside(tmp_path):
+    file = write(tmp_path, **LEAST, learning_rate={"low": 1e-5, "high": 1e-4})
+    recipe = load_recipe(file, ["paraphrases=5", "learning_rate.trials=2", "name=other", "targets=[q_proj, v_proj]"])
+    assert (recipe.wordings, recipe.name, recipe.targets) == (5, "other", ("q_proj", "v_proj"))
+    assert recipe.rates == (1e-5, 1e-4)
+    assert load_recipe(file, ["learning_rate=1e-3"]).rates == (1e-3,)  # YAML 1.1 reads 1e-3 as a string
+    assert problems(file, "paraphrases", "epoch=2") == (
+        "--set 'paraphrases' is not key=value",
+        "epoch: no such key; did you mean epochs?",
+    )
+
+
+def test_files_that_are_no_recipes(tmp_path):
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("model: reader\nmodel: other\n")
+    assert "model stands twice" in problems(twice)[0]
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("model: [reader\n")
+    assert "can't be read as YAML" in problems(broken)[0]
+    lines = tmp_path / "list.yaml"
+    lines.write_text("- model\n")
+    assert "not `key: value` lines" in problems(lines)[0]
+    assert "reader-ft-par.yaml" in problems(tmp_path / "nowhere.yaml")[0]
+
+
+def test_bundled_recipes_are_good_and_differ_where_they_say():
+    names = [p.relative_to(recipes_dir()) for p in recipes_dir().rglob("*.yaml") if p.name != "fsdp.yaml"]
+    recipes = {str(name): load_recipe(name) for name in names}
+    assert {"reader-ft-reg.yaml", "reader-ft-par.yaml", "paper/mistral-7b.yaml"} <= set(recipes)
+    reg, par = recipes["reader-ft-reg.yaml"].plain(), recipes["reader-ft-par.yaml"].plain()
+    assert {k for k in reg if reg[k] != par[k]} == {"name", "variant", "paraphrases"}
+    equal = recipes["reader-ft-reg-equal-updates.yaml"].plain()
+    assert {k for k in reg if reg[k] != equal[k]} == {"name", "equal_updates_to_paraphrases"}
+    for name in ("mistral-7b", "llama-2-7b", "orca-2-7b"):
+        paper = recipes[f"paper/{name}.yaml"]
+        assert (paper.block_size, paper.epochs, paper.global_batch, paper.processes) == (256, 5, 64, 4)
+        assert (paper.rates[0], paper.rates[-1]) == (1e-6, 5e-5)
+
+
+def test_fingerprint_is_of_what_has_an_effect():
+    recipe = Recipe(**LEAST)
+    same = recipe.model_copy(update={"checkpoint_every": 3, "micro_batch": 1, "name": "x"})
+    assert same.fingerprint() == recipe.fingerprint()
+    for change in ({"seed": 1}, {"paraphrases": 9}, {"learning_rate": Search(rates=(1e-3,))}, {"block_size": 128}):
+        assert recipe.model_copy(update=change).fingerprint() != recipe.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "expected"),
+    [(64, None, 1, (8, 8)), (64, 16, 2, (16, 2)), (6, None, 1, (6, 1)), (14, None, 2, (7, 1)), (22, None, 2, (1, 11))],
+)
+def test_accumulation(batch, micro, processes, expected):
+    recipe = Recipe(**LEAST, global_batch=batch, micro_batch=micro)
+    assert recipe.accumulation(processes) == expected
+
+
+def test_batch_that_the_processes_at_hand_cannot_share():
+    with pytest.raises(ArgumentError, match="shared by 3 processes"):
+        Recipe(**LEAST).accumulation(3)
+    with pytest.raises(ArgumentError, match="micro_batch 6"):
+        Recipe(**LEAST, micro_batch=6).accumulation(1)
