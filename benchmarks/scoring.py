@@ -74,10 +74,10 @@ class Case:
 SWEEP = (0, 1, 2, 3, 4, 5)
 CASES = {
     "k3-cloze-32k": Case((3,), False, 0, 32_000, 40, 5.0),
-    "k3-cloze-128k": Case((3,), False, 0, 128_000, 24, 9.0),
-    "sweep-cloze-32k": Case(SWEEP, False, 0, 32_000, 8, 10.0),
-    "sweep-cloze-128k": Case(SWEEP, False, 0, 128_000, 8, 20.0),
-    "sweep-letters-32k": Case(SWEEP, True, 0, 32_000, 24, 3.0),
+    "k3-cloze-128k": Case((3,), False, 0, 128_000, 32, 9.0),
+    "sweep-cloze-32k": Case(SWEEP, False, 0, 32_000, 16, 10.0),
+    "sweep-cloze-128k": Case(SWEEP, False, 0, 128_000, 16, 20.0),
+    "sweep-letters-32k": Case(SWEEP, True, 0, 32_000, 32, 3.0),
     "k3-5shot-cloze-32k": Case((3,), False, 5, 32_000, 24, 4.8),
     "k3-letters-32k": Case((3,), True, 0, 32_000, 24),
     "k3-letters-128k": Case((3,), True, 0, 128_000, 24),
