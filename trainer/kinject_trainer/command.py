@@ -19,8 +19,9 @@ import accelerate
 import yaml
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from kinject_trainer.base import Base, find_base, load_tokenizer, skeleton, tokenizer_fingerprint
+from kinject_trainer.base import Base, check_fit, find_base, load_tokenizer, skeleton, tokenizer_fingerprint
 from kinject_trainer.card import write_card
+from kinject_trainer.checkpoints import complete
 from kinject_trainer.data import Demarcation, Stream, build_store, cut, encoder
 from kinject_trainer.documents import Texts, open_corpus
 from kinject_trainer.errors import TrainingError
@@ -95,8 +96,8 @@ def train(
         if earlier["identity"] != identity:
             raise TrainingError(f"{folder} holds the finished result of another run: choose another folder with --out.")
         return Result(folder, None, earlier, already=True)
+    _check_before(checked, base, tokenizer, folder)
     materials = _prepare(checked, texts, base, tokenizer, identity, folder / _WORK, state, tell)
-    _check_room(materials, folder)
     best, trials = search(materials, folder / _WORK, folder, tell, main=state.is_main_process)
     if state.is_main_process:
         record = _publish(materials, texts, best, trials, folder, tell)
@@ -114,7 +115,7 @@ def _look_at(folder: Path, resume: bool) -> Mapping[str, Any] | None:
         if not resume:
             raise TrainingError(f"{folder} holds a finished result: choose another folder with --out, or remove it.")
         return dict(read_json(folder / RECORD))
-    if (folder / _WORK).is_dir() and not resume:
+    if _is_begun(folder / _WORK) and not resume:
         raise TrainingError(
             f"{folder} holds an unfinished run: go on with --resume, choose another folder with --out, or remove it."
         )
@@ -122,6 +123,12 @@ def _look_at(folder: Path, resume: bool) -> Mapping[str, Any] | None:
     if foreign and not (folder / _WORK).is_dir():
         raise TrainingError(f"{folder} is not empty (it holds {foreign[0]}): choose another folder with --out.")
     return None
+
+
+def _is_begun(work: Path) -> bool:
+    """Whether there is something to go on with: a finished checkpoint, or a finished trial."""
+    places = [f for f in work.iterdir() if f.is_dir()] if work.is_dir() else []
+    return any(complete(place) or (place / "outcome.json").is_file() for place in places)
 
 
 def _prepare(
@@ -164,17 +171,20 @@ def _identity(recipe: Recipe, base: Base, texts: Texts, tokenizer: str) -> dict[
     return {"base model": base.identity, "tokenizer": tokenizer, "corpus": corpus, **recipe.effective()}
 
 
-def _check_room(materials: Materials, folder: Path) -> None:
-    """Refuses to start where checkpoints and result can't fit.
+def _check_before(recipe: Recipe, base: Base, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Finds what would stop the run before anything is written.
 
     Raises:
-        TrainingError: says how much is needed and how much there is.
+        ModelError: tokenizer, blocks or targets don't fit the model.
+        TrainingError: checkpoints and result wouldn't fit on the disk; says how much is needed and how much there is.
     """
-    model = skeleton(AutoConfig.from_pretrained(materials.base.folder), materials.recipe)
+    model = skeleton(AutoConfig.from_pretrained(base.folder), recipe)
+    check_fit(model, tokenizer, recipe)
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     # A checkpoint has weights and two moments, and is written before the oldest goes. The result is copied once.
-    needed = trained * (3 * (materials.recipe.checkpoints_kept + 1) + 2)
-    free = shutil.disk_usage(folder).free
+    needed = trained * (3 * (recipe.checkpoints_kept + 1) + 2)
+    there = next(f for f in (folder, *folder.absolute().parents) if f.is_dir())
+    free = shutil.disk_usage(there).free
     if needed > free:
         raise TrainingError(
             f"The disk of {folder} has {free / 1e9:.1f} GB free and the run needs about {needed / 1e9:.1f} GB: free "
@@ -202,7 +212,7 @@ def _publish(
     record = _record(materials, texts, outcome, trials, drawn)
     record["weights"] = fingerprint_folder(outcome.folder)
     with atomic_write(folder / "recipe.yaml", "w") as handle:
-        yaml.safe_dump(recipe.plain(), handle, sort_keys=False, allow_unicode=True)
+        yaml.safe_dump(recipe.public(), handle, sort_keys=False, allow_unicode=True)
     with atomic_write(folder / "README.md", "w") as handle:
         handle.write(write_card(record))
     write_json(folder / RECORD, record)
@@ -227,7 +237,7 @@ def _record(
     stream, gauge = materials.stream, materials.gauge
     store = stream.store
     return {
-        "recipe": materials.recipe.plain(),
+        "recipe": materials.recipe.public(),
         "recipe_fingerprint": materials.recipe.fingerprint(),
         "identity": dict(materials.identity),
         "base": {"name": materials.base.public_name, "identity": materials.base.identity},

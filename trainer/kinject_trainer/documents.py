@@ -175,7 +175,7 @@ def _loaded(recipe: Recipe) -> tuple[_Originals, dict[str, Any], list[str]]:
 
 
 def _chunks_alone(spec: str) -> str:
-    """The chunks of a JSON Lines folder, in which paraphrases and validation texts would else be read as chunks, too."""
+    """The chunks of a JSON Lines folder, where paraphrases and validation texts would else be read as chunks."""
     file = Path(spec).expanduser() / "chunks.jsonl"
     return str(file) if file.is_file() and not file.with_suffix(".parquet").exists() else spec
 

@@ -40,6 +40,10 @@ _ONLY_ADAPTERS = ("rank", "alpha", "dropout", "targets", "peft")
 _WITHOUT_EFFECT = {"checkpoint_every", "checkpoints_kept", "micro_batch", "processes", "name"}
 """Keys that may differ between a checkpoint's recipe and the one that resumes it."""
 
+_PLACES = ("model", "corpus", "paraphrases_file", "validation_file", "general_text")
+_NAMED_BY_CONTENT = {*_PLACES, "model_revision", "corpus_revision", "forgetting"}
+"""Keys whose content has a fingerprint of its own, wherever it lies, and what measures but doesn't train."""
+
 _OURS_IN_TRAINER = {
     "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type",
     "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "gradient_accumulation_steps", "bf16",
@@ -164,14 +168,22 @@ class Recipe(_Strict):
         """As JSON can hold it, defaults included."""
         return self.model_dump(mode="json")
 
+    def public(self) -> dict[str, Any]:
+        """As `plain`, fit to publish: of a path on this disk only the last name is left."""
+        made = self.plain()
+        for key in _PLACES:
+            if made[key] is not None and Path(made[key]).expanduser().exists():
+                made[key] = Path(made[key]).expanduser().resolve().name
+        return made
+
     def fingerprint(self) -> str:
-        """Of all that has an effect on the weights: equal for a run and whoever may resume it."""
-        return fingerprint(self.effective())
+        """Of all keys but those that say how a run is divided and kept, and its name."""
+        return fingerprint({k: v for k, v in self.public().items() if k not in _WITHOUT_EFFECT})
 
     def effective(self) -> dict[str, Any]:
-        """The keys that have an effect on the weights, as JSON can hold them."""
+        """The keys that say how the weights come about, not from what: `_NAMED_BY_CONTENT` has fingerprints instead."""
         # A search is the sum of its trials; a checkpoint belongs to one of them, and names its own rate.
-        left_out = {*_WITHOUT_EFFECT, "learning_rate"}
+        left_out = {*_WITHOUT_EFFECT, *_NAMED_BY_CONTENT, "learning_rate"}
         return {**{k: v for k, v in self.plain().items() if k not in left_out}, "learning_rates": list(self.rates)}
 
     def accumulation(self, processes: int) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from kinject_trainer.base import Base, check_fit, load_model, with_adapter
+from kinject_trainer.base import Base, load_model, with_adapter
 from kinject_trainer.checkpoints import discard_older, discard_unfinished, newest, seal
 from kinject_trainer.data import Blocks, Passes, Plan, Stream, collate
 from kinject_trainer.errors import TrainingError
@@ -337,7 +337,6 @@ def _train(materials: Materials, rate: float, place: Path, log_file: Path, run: 
         log = Log(log_file, 0 if checkpoint is None else checkpoint.updates)
     _wait()
     model = load_model(materials.base, materials.recipe)
-    check_fit(model, materials.tokenizer, materials.recipe)
     model = with_adapter(model, materials.recipe)
     conductor = Conductor(materials, plan, place, log, run)
     trainer = BlockTrainer(materials, plan, model=model, args=arguments, callbacks=[conductor])

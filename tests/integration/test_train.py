@@ -1,0 +1,336 @@
+"""``train`` from recipe to result: what is in the folder, who can load it, what goes wrong and how it is said."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.local_tasks import copy_current_events, evaluate, task_manager
+from helpers.tiny_models import make_tiny
+from helpers.training import read_lines, write_corpus, write_recipe
+from kinject_trainer import checkpoints, command, train
+from kinject_trainer.base import Base, load_model
+from kinject_trainer.errors import TrainingError
+from kinject_trainer.recipe import Recipe
+
+import lm_eval_kinject.models.rag_hf  # noqa: F401
+from lm_eval_kinject.errors import ArgumentError, CorpusError, ModelError
+from lm_eval_kinject.provenance import fingerprint_folder, read_json
+
+GENERAL = "Rain fell on the hills, and the river rose by the width of a hand. " * 6
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "general.txt").write_text(GENERAL)
+    return folder, make_tiny("llama", folder), write_corpus(folder / "corpus", chunks=6, validation=3)
+
+
+def recipe_of(place, name, **changes):
+    folder, model, corpus = place
+    return write_recipe(folder / f"{name}.yaml", model, corpus, **changes)
+
+
+@pytest.fixture(scope="module")
+def searched(place):
+    """An FT-par LoRA run with a search over three rates, one of them hopeless."""
+    folder = place[0]
+    said = []
+    recipe = recipe_of(
+        place,
+        "searched",
+        variant="ft-par",
+        paraphrases=2,
+        method="lora",
+        rank=4,
+        learning_rate={"rates": [1e-5, 3e-2, 1e30]},
+        max_grad_norm=0,
+        forgetting=True,
+        general_text=str(folder / "general.txt"),
+    )
+    return command.train(recipe, out=folder / "run", say=said.append), said
+
+
+def lines(text):
+    return " ".join(text.split())
+
+
+# The result -----------------------------------------------------------------------------------------------------------
+
+
+def test_folder_holds_what_it_should_and_nothing_else(searched):
+    folder = searched[0].folder
+    assert {f.name for f in folder.iterdir()} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "kinject.json", "log.jsonl", "loss.png",
+        "recipe.yaml", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "trials", "trials.json",
+    }  # fmt: skip
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert str(folder.parent) not in (folder / "adapter_config.json").read_text()
+
+
+def test_search_picks_by_validation_loss_and_records_all(searched):
+    result, said = searched
+    trials = read_json(result.folder / "trials.json")
+    assert [t["learning_rate"] for t in trials] == [1e-5, 3e-2, 1e30]
+    found = [t["outcome"]["validation_loss"] if t["outcome"] else None for t in trials]
+    assert found[2] is None
+    assert "is not a number at update" in trials[2]["stopped"]
+    assert found[1] < found[0] < trials[0]["outcome"]["validation_loss_before"]
+    assert result.record["outcome"]["learning_rate"] == 3e-2
+    assert len(list((result.folder / "trials").iterdir())) == 3
+    assert "trial 2 of 3: learning rate 0.03" in said
+
+
+def test_log(searched):
+    result, _ = searched
+    log = read_lines(result.folder / "log.jsonl")
+    data = result.record["data"]
+    losses = [e for e in log if "loss" in e]
+    assert [e["update"] for e in losses] == list(range(1, 1 + result.record["outcome"]["updates"]))
+    assert losses[-1]["tokens"] == data["tokens"] == 2 * data["epoch_tokens"]
+    assert losses[-1]["epoch"] == 2.0
+    assert all(e["tokens_per_second"] > 0 for e in losses)
+    validated = [(e["update"], e["epoch"]) for e in log if "validation_loss" in e]
+    # Before the first update, after the first that goes beyond each epoch, at the end.
+    assert validated[0] == (0, 0.0)
+    assert [math.floor(epoch) for _, epoch in validated[1:]] == [1, 2]
+    assert validated[-1][0] == losses[-1]["update"]
+
+
+def test_record(searched, place):
+    result, _ = searched
+    record = read_json(result.folder / "kinject.json")
+    assert record == json.loads(json.dumps(result.record))
+    assert record["paraphrases"] == 2
+    assert record["data"]["documents"] == 3 * record["data"]["chunks"] == 18
+    assert record["base"]["identity"] == fingerprint_folder(place[1])
+    assert (
+        record["corpus"]["fingerprint"]
+        == command.open_corpus(command.load_recipe(place[0] / "searched.yaml")).provenance["fingerprint"]
+    )
+    assert set(record["environment"]["packages"]) >= {"torch", "transformers", "peft"}
+    before, after = record["outcome"]["before"], record["outcome"]["after"]
+    assert before["recall"] is None  # not the reader
+    assert before["perplexity"] != after["perplexity"]
+    for name in ("kinject.json", "README.md", "recipe.yaml", "adapter_config.json"):
+        assert str(place[0]) not in (result.folder / name).read_text()  # fit to publish
+
+
+def test_forgetting_is_the_perplexity_of_the_general_text(searched, place):
+    """Worked out anew: mean over the predicted tokens of the text's whole blocks, of the base and of the result."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place[1])
+    ids = [1, *tokenizer.encode(GENERAL, add_special_tokens=False), 2]
+    rows = torch.tensor([ids[i : i + 16] for i in range(0, len(ids) - 15, 16)])
+    model = load_model(Base("m", Path(place[1]), ""), Recipe(model="m", corpus="c", variant="ft-reg")).eval()
+    with torch.no_grad():
+        scores = model(rows).logits[:, :-1].log_softmax(-1).gather(-1, rows[:, 1:, None])
+    assert searched[0].record["outcome"]["before"]["perplexity"] == pytest.approx(
+        float((-scores.mean()).exp()), rel=1e-5
+    )
+
+
+def test_card(searched):
+    card = (searched[0].folder / "README.md").read_text()
+    outcome = searched[0].record["outcome"]
+    assert card.startswith("---\nlibrary_name: peft\n")
+    for figure in (outcome["validation_loss"], outcome["before"]["perplexity"], outcome["after"]["perplexity"]):
+        assert f"{figure:.4f}" in card
+    assert "| 1e+30 | the loss is not a number" in card or "| 1e+30 | a gradient is not a number" in card
+    assert "2 paraphrases" in card
+
+
+def test_plain_peft_and_lm_eval_load_it(searched, place, tmp_path, monkeypatch):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = str(searched[0].folder)
+    base = AutoModelForCausalLM.from_pretrained(place[1])
+    ids = torch.arange(5, 30)[None]
+    with torch.no_grad():
+        plain = base(ids).logits.clone()
+        adapted = PeftModel.from_pretrained(base, folder)(ids).logits
+    assert float((plain - adapted).abs().max()) > 0.01
+    copy_current_events(tmp_path / "tasks")
+    monkeypatch.chdir(tmp_path)
+    scores = {}
+    for model, more in (("hf", {}), ("rag-hf", {"k": 0})):
+        arguments = {"pretrained": place[1], "peft": folder, **more}
+        result = evaluate(model, arguments, ["current_events_cloze"], task_manager(tmp_path / "tasks"), limit=3)
+        scores[model] = [s["resps"] for s in result["samples"]["current_events_cloze"]]
+    assert scores["hf"] == scores["rag-hf"]
+
+
+def test_full_result_is_a_plain_transformers_folder(place, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    keys = {"save_precision": "bf16", "precision": "bf16", "learning_rate": 1e-2}
+    result = command.train(recipe_of(place, "full", **keys), out=tmp_path / "run")
+    model = AutoModelForCausalLM.from_pretrained(result.folder, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert model.config.use_cache
+    assert len(AutoTokenizer.from_pretrained(result.folder)) == model.config.vocab_size
+    assert not list(result.folder.glob("*.bin"))  # nothing pickled
+    assert "library_name: transformers" in (result.folder / "README.md").read_text()
+    outcome = result.record["outcome"]
+    assert outcome["validation_loss"] < outcome["validation_loss_before"] - 0.5
+
+
+def test_dora_is_passed_through_and_said_to_be_untested(place, tmp_path):
+    said = []
+    recipe = recipe_of(place, "dora", method="dora", rank=2, epochs=0.5)
+    command.train(recipe, out=tmp_path / "run", say=said.append)
+    assert read_json(tmp_path / "run" / "adapter_config.json")["use_dora"]
+    assert any("tests don't run it" in text for text in said)
+
+
+def test_a_finished_run_is_not_made_again(searched, place):
+    result, _ = searched
+    stamp = (result.folder / "kinject.json").stat().st_mtime_ns
+    again = command.train(place[0] / "searched.yaml", out=result.folder, resume=True)
+    assert again.already
+    assert again.record == read_json(result.folder / "kinject.json")
+    with pytest.raises(TrainingError, match="holds a finished result"):
+        command.train(place[0] / "searched.yaml", out=result.folder)
+    with pytest.raises(TrainingError, match="finished result of another run"):
+        command.train(place[0] / "searched.yaml", out=result.folder, resume=True, overrides=["seed=9"])
+    assert (result.folder / "kinject.json").stat().st_mtime_ns == stamp
+
+
+def test_a_foreign_folder_is_left_alone(place, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(TrainingError, match=r"is not empty \(it holds thesis.tex\)"):
+        command.train(recipe_of(place, "foreign"), out=tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+def broken(place, tmp_path, **changes):
+    _, model, corpus = place
+    keys = {"model": model, "corpus": corpus, **changes}
+    recipe = write_recipe(tmp_path / "broken.yaml", keys.pop("model"), keys.pop("corpus"), **keys)
+    return lambda: command.train(recipe, out=tmp_path / "run")
+
+
+def test_missing_and_empty_corpora(place, tmp_path):
+    with pytest.raises(CorpusError, match="There is no corpus"):
+        broken(place, tmp_path, corpus=str(tmp_path / "nowhere"))()
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(CorpusError, match="empty"):
+        broken(place, tmp_path, corpus=str(tmp_path / "empty.jsonl"))()
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_revisions(place, tmp_path):
+    with pytest.raises(ModelError, match="is not of revision 'deadbeef01'"):
+        broken(place, tmp_path, model_revision="deadbeef01")()
+    with pytest.raises(CorpusError, match="is not of revision 'deadbeef01'"):
+        broken(place, tmp_path, corpus_revision="deadbeef01")()
+    good = fingerprint_folder(place[1])[:10]
+    assert broken(place, tmp_path, model_revision=good, epochs=0.5)().folder == tmp_path / "run"
+
+
+def test_models_that_do_not_fit(place, tmp_path):
+    with pytest.raises(ModelError, match="There is no model folder"):
+        broken(place, tmp_path, model=str(tmp_path / "nowhere"))()
+    with pytest.raises(ModelError, match="longer than the context"):
+        broken(place, tmp_path, block_size=4096)()
+    with pytest.raises(ModelError, match=r"no linear module named c_attn\. It has: down_proj"):
+        broken(place, tmp_path, method="lora", targets=["c_attn"])()
+    other = tmp_path / "other"
+    shutil.copytree(place[1], other)
+    text = (other / "tokenizer.json").read_text()
+    made = json.loads(text)
+    made["added_tokens"].append({**made["added_tokens"][-1], "id": 9999, "content": "<|extra|>"})
+    (other / "tokenizer.json").write_text(json.dumps(made))
+    with pytest.raises(ModelError, match=r"ids go up to 503, and the model has 503 embeddings"):
+        broken(place, tmp_path, model=str(other))()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number(place, tmp_path, monkeypatch):
+    """It stops at its update, and the checkpoint before it still works."""
+    original = train.next_token_loss
+    calls = []
+
+    def poisoned(outputs, labels, num_items_in_batch=None):
+        calls.append(0)
+        loss = original(outputs, labels, num_items_in_batch)
+        return loss * math.nan if len(calls) > 8 else loss  # two passes an update: the fifth update
+
+    monkeypatch.setattr(train, "next_token_loss", poisoned)
+    recipe = recipe_of(place, "nan", checkpoint_every=2)
+    with pytest.raises(TrainingError) as caught:
+        command.train(recipe, out=tmp_path / "run")
+    said = lines(str(caught.value))
+    assert "the loss is not a number at update 5" in said
+    assert "The last good checkpoint, of update 4, is kept" in said
+    monkeypatch.undo()
+    command.train(recipe, out=tmp_path / "run", resume=True)
+    command.train(recipe, out=tmp_path / "whole")
+    one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("run", "whole"))
+    assert one == two
+
+
+def test_a_gradient_that_is_no_number_never_reaches_the_weights(place, tmp_path, monkeypatch):
+    original = train.BlockTrainer.training_step
+
+    def poisoned(self, model, inputs, num_items_in_batch=None):
+        loss = original(self, model, inputs, num_items_in_batch)
+        if self.state.global_step == 2:
+            next(p for p in model.parameters() if p.grad is not None).grad[0] = math.inf
+        return loss
+
+    monkeypatch.setattr(train.BlockTrainer, "training_step", poisoned)
+    with pytest.raises(TrainingError, match=r"a gradient is not a number at update 3\. There is no checkpoint yet"):
+        command.train(recipe_of(place, "inf", checkpoint_every="never", max_grad_norm=0), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file data/0")],
+    ids=["file", "torch"],
+)
+def test_full_disk_while_writing_a_checkpoint(place, tmp_path, monkeypatch, trouble):
+    original = torch.save
+
+    def full(value, file, *args, **kwargs):
+        if "checkpoint-4" in str(file) and str(file).endswith("optimizer.pt"):
+            Path(file).write_bytes(b"half")
+            raise trouble
+        return original(value, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    recipe = recipe_of(place, "disk", checkpoint_every=2)
+    with pytest.raises(TrainingError, match=r"The disk is full\. The last good checkpoint, of update 2, is kept"):
+        command.train(recipe, out=tmp_path / "run")
+    assert [c.updates for c in checkpoints.complete(tmp_path / "run" / "work" / "run")] == [2]
+    assert not (tmp_path / "run" / "work" / "run" / "checkpoint-4").exists()  # its bytes are free again
+
+
+def test_a_disk_without_room_is_found_before_training(place, tmp_path, monkeypatch):
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(TrainingError, match=r"GB free and the run needs about"):
+        command.train(recipe_of(place, "room"), out=tmp_path / "run")
+
+
+def test_all_rates_of_a_search_fail(place, tmp_path):
+    recipe = recipe_of(place, "hopeless", learning_rate={"rates": [1e30, 1e31]}, max_grad_norm=0, epochs=1)
+    with pytest.raises(TrainingError, match=r"None of the 2 learning rates"):
+        command.train(recipe, out=tmp_path / "run")
+    assert len(read_json(tmp_path / "run" / "trials.json")) == 2
+
+
+def test_problems_of_the_recipe_come_first(place, tmp_path):
+    with pytest.raises(ArgumentError, match="2 problems"):
+        broken(place, tmp_path, epochs=0, rnak=3)()

@@ -1,0 +1,95 @@
+"""A run that is killed, at whatever moment, and resumed ends in the bits of one that wasn't."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from helpers.tiny_models import make_tiny
+from helpers.training import read_lines, run, start, write_corpus, write_recipe
+from kinject_trainer.command import train
+from kinject_trainer.errors import TrainingError
+
+DEATHS = (
+    "update 3",
+    "half a checkpoint",
+    "before the seal",
+    "between old and new",
+    "half a result",
+    "before the record",
+)
+KEYS = {"checkpoint_every": 2, "variant": "ft-par", "paraphrases": 1, "seed": 3, "forgetting": True}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "general.txt").write_text("Rain fell on the hills, and the river rose by the width of a hand. " * 4)
+    return folder, make_tiny("llama", folder), write_corpus(folder / "corpus", chunks=6, validation=3)
+
+
+def recipe_of(place, name, **changes):
+    folder, model, corpus = place
+    keys = {**KEYS, "general_text": str(folder / "general.txt"), **changes}
+    return write_recipe(folder / f"{name}.yaml", model, corpus, **keys)
+
+
+def weights(out):
+    return next(Path(out).glob("*.safetensors")).read_bytes()
+
+
+def without_speed(out):
+    return [{k: v for k, v in e.items() if k != "tokens_per_second"} for e in read_lines(out / "log.jsonl")]
+
+
+def same(one, other):
+    assert weights(one) == weights(other)
+    assert without_speed(one) == without_speed(other)
+
+
+@pytest.mark.parametrize(("method", "deaths"), [("full", DEATHS), ("lora", DEATHS[1:4])])
+def test_killed_at_every_kind_of_moment(place, tmp_path, method, deaths):
+    """One run dies several times, each time elsewhere, and is resumed each time."""
+    # Dropout draws random numbers, so the generators' state has to survive, too.
+    more = {"method": "lora", "rank": 4, "dropout": 0.3} if method == "lora" else {}
+    recipe = recipe_of(place, method, **more)
+    assert run(recipe, tmp_path / "whole") == 0
+    for number, death in enumerate(deaths):
+        assert run(recipe, tmp_path / "killed", kill=death, resume=number > 0) == -signal.SIGKILL, death
+        assert not (tmp_path / "killed" / "kinject.json").exists()
+    assert run(recipe, tmp_path / "killed", resume=True) == 0
+    same(tmp_path / "killed", tmp_path / "whole")
+    assert not (tmp_path / "killed" / "work").exists()
+    # The updates before a checkpoint weren't made again: the log names each once.
+    updates = [e["update"] for e in read_lines(tmp_path / "killed" / "log.jsonl") if "loss" in e]
+    assert updates == list(range(1, len(updates) + 1))
+
+
+def test_killed_at_some_moment(place, tmp_path):
+    """By another process, whenever: mostly between the moments that one thinks of."""
+    recipe = recipe_of(place, "some")
+    began = time.monotonic()
+    assert run(recipe, tmp_path / "whole") == 0
+    lasted = time.monotonic() - began
+    for share in (0.6, 0.9):
+        process = start(recipe, tmp_path / "killed", resume=True)
+        process.join(timeout=share * lasted)
+        process.kill()
+        process.join()
+    assert run(recipe, tmp_path / "killed", resume=True) == 0
+    same(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_checkpoint_of_another_run_is_refused(place, tmp_path):
+    recipe = recipe_of(place, "first")
+    assert run(recipe, tmp_path / "out", kill="update 5") == -signal.SIGKILL
+    before = sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "out").rglob("*") if f.is_file())
+    with pytest.raises(TrainingError, match=r"unfinished run: go on with --resume"):
+        train(recipe, out=tmp_path / "out")
+    other = recipe_of(place, "second", epochs=3, seed=4)
+    with pytest.raises(TrainingError, match=r"checkpoint-4 is of another run: its epochs, seed differ"):
+        train(other, out=tmp_path / "out", resume=True)
+    assert sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "out").rglob("*") if f.is_file()) == before
+    assert run(recipe, tmp_path / "out", resume=True) == 0
