@@ -251,7 +251,7 @@ class Mixture:
         return rows + [self.closed_book_row(rng, length) for _ in range(closed)]
 
 
-RETELLING_UNTIL, RECALL_FROM = 0.7, 0.7
+RETELLING_UNTIL, RECALL_FROM = 0.5, 0.4
 
 
 def is_asked(event: Event, slot: str) -> bool:
