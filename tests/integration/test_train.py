@@ -259,15 +259,15 @@ def test_models_that_do_not_fit(place, tmp_path):
 
 def test_a_loss_that_is_no_number(place, tmp_path, monkeypatch):
     """It stops at its update, and the checkpoint before it still works."""
-    original = train.BlockTrainer._share_of_loss
+    original = train.next_token_loss
     calls = []
 
-    def poisoned(self, outputs, labels, num_items_in_batch=None):
+    def poisoned(outputs, labels, num_items_in_batch=None):
         calls.append(0)
-        loss = original(self, outputs, labels, num_items_in_batch)
+        loss = original(outputs, labels, num_items_in_batch)
         return loss * math.nan if len(calls) > 8 else loss  # two passes an update: the fifth update
 
-    monkeypatch.setattr(train.BlockTrainer, "_share_of_loss", poisoned)
+    monkeypatch.setattr(train, "next_token_loss", poisoned)
     recipe = recipe_of(place, "nan", checkpoint_every=2)
     with pytest.raises(TrainingError) as caught:
         command.train(recipe, out=tmp_path / "run")

@@ -12,7 +12,6 @@ from helpers.tiny_models import make_tiny
 from kinject_trainer.base import Base, load_model
 from kinject_trainer.evaluate import mean_token_loss
 from kinject_trainer.forgetting import Gauge, Question, make_gauge, recall
-from kinject_trainer.head import LossHead
 from kinject_trainer.recipe import Recipe
 
 from lm_eval_kinject.errors import CorpusError
@@ -41,9 +40,7 @@ def test_mean_over_tokens_whatever_the_batches(model, micro):
     """Three blocks of 6 and one of 3: 17 predicted tokens, each of which weighs the same."""
     blocks = [[1, 5, 9, 13, 17, 21], [1, 6, 10, 14, 18, 22], [30, 31, 32, 33, 34, 35], [40, 41, 42]]
     expected = -sum(score(model, block[:1], block[1:]) for block in blocks) / 17
-    assert mean_token_loss(model, LossHead(model), blocks, micro, Accelerator(cpu=True)) == pytest.approx(
-        expected, abs=1e-5
-    )
+    assert mean_token_loss(model, blocks, micro, Accelerator(cpu=True)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_recall_compares_sums_of_log_likelihoods(model):
@@ -74,7 +71,7 @@ def test_measuring_leaves_the_random_numbers_and_the_mode_alone(model):
     gauge = Gauge("text", [[1, 5, 9, 13]], [Question((1, 2), ((3,), (4,)), 0)], 2)
     model.train()
     before = torch.random.get_rng_state()
-    gauge.measure(model, LossHead(model), Accelerator(cpu=True))
+    gauge.measure(model, Accelerator(cpu=True))
     assert model.training
     assert torch.equal(before, torch.random.get_rng_state())
     model.eval()

@@ -32,7 +32,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from kinject_trainer.documents import Wording
-from kinject_trainer.head import NO_LOSS
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.provenance import fingerprint, publish_folder, read_json, write_json
 
@@ -41,6 +40,8 @@ __all__ = ["IDLE", "Blocks", "Demarcation", "Plan", "Store", "Stream", "build_st
 Ints = npt.NDArray[np.int64]
 IDLE = -1
 """Stands in a plan where a process has no block: it takes part in the update with a row that carries no loss."""
+
+_NO_LOSS = -100  # what cross-entropy ignores
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------
@@ -361,7 +362,7 @@ class Blocks(Dataset[torch.Tensor]):
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         if number == IDLE:
-            return {"input_ids": torch.zeros(2, dtype=torch.long), "labels": torch.full((2,), NO_LOSS)}
+            return {"input_ids": torch.zeros(2, dtype=torch.long), "labels": torch.full((2,), _NO_LOSS)}
         ids = torch.from_numpy(self.stream.block(number))
         return {"input_ids": ids, "labels": _labels(ids)}
 
@@ -369,7 +370,7 @@ class Blocks(Dataset[torch.Tensor]):
 def _labels(ids: torch.Tensor) -> torch.Tensor:
     """The ids themselves, but for the first: nothing stands before it to predict it from."""
     labels = ids.clone()
-    labels[..., 0] = NO_LOSS
+    labels[..., 0] = _NO_LOSS
     return labels
 
 

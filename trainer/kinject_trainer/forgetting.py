@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 from kinject_trainer.base import READER
 from kinject_trainer.data import cut, encoder
 from kinject_trainer.evaluate import mean_token_loss
-from kinject_trainer.head import LossHead
 from kinject_trainer.recipe import Recipe
 from lm_eval_kinject.errors import CorpusError
 
@@ -76,11 +75,11 @@ class Gauge:
     questions: Sequence[Question]
     micro: int
 
-    def measure(self, model: Any, head: LossHead, accelerator: Any) -> Figures:
+    def measure(self, model: Any, accelerator: Any) -> Figures:
         """Measures a model; the same on every process."""
         perplexity = None
         if self.blocks:
-            loss = mean_token_loss(model, head, self.blocks, self.micro, accelerator)
+            loss = mean_token_loss(model, self.blocks, self.micro, accelerator)
             perplexity = math.exp(min(loss, 700.0))  # a model in ruins still has a figure
         return Figures(perplexity, recall(model, self.questions, accelerator.device) if self.questions else None)
 

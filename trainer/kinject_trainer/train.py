@@ -34,9 +34,8 @@ from kinject_trainer.base import Base, load_model, with_adapter
 from kinject_trainer.checkpoints import discard_older, discard_unfinished, newest, seal
 from kinject_trainer.data import Blocks, Passes, Plan, Stream, collate
 from kinject_trainer.errors import TrainingError
-from kinject_trainer.evaluate import mean_token_loss
+from kinject_trainer.evaluate import mean_token_loss, next_token_loss
 from kinject_trainer.forgetting import Gauge
-from kinject_trainer.head import NO_LOSS, LossHead
 from kinject_trainer.log import Log
 from kinject_trainer.recipe import Recipe
 from lm_eval_kinject.errors import KinjectError
@@ -121,17 +120,15 @@ class BlockTrainer(Trainer):
     control: Any
     lr_scheduler: Any
 
-    def __init__(self, materials: Materials, plan: Plan, model: Any, **kwargs: Any) -> None:
-        self.head = LossHead(model)
+    def __init__(self, materials: Materials, plan: Plan, **kwargs: Any) -> None:
         self.recipe = materials.recipe
         self.plan = plan
         self.validation = materials.validation
         super().__init__(
             train_dataset=Blocks(materials.stream),
             data_collator=collate,
-            compute_loss_func=self._share_of_loss,
+            compute_loss_func=next_token_loss,
             processing_class=materials.tokenizer,
-            model=model,
             **kwargs,
         )
         self.remove_callback(PrinterCallback)  # libraries don't print
@@ -155,16 +152,6 @@ class BlockTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers computes it, but that the output layer gives the loss itself (see `head.py`)."""
-        with self.head.scoring(inputs["labels"]):
-            return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def _share_of_loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        """This pass's share of the mean over all predicted tokens of the update, in all passes and processes."""
-        count = (labels[:, 1:] != NO_LOSS).sum() if num_items_in_batch is None else num_items_in_batch
-        return self.head.reduce(outputs.logits, labels) / max(int(count), 1)
-
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass; a loss that is no number ends the run before it reaches the weights."""
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -174,7 +161,7 @@ class BlockTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """The validation loss over all tokens."""
-        loss = mean_token_loss(self.model, self.head, self.validation, self.plan.micro, self.accelerator)
+        loss = mean_token_loss(self.model, self.validation, self.plan.micro, self.accelerator)
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -403,8 +390,6 @@ class _Start(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measures, or reads what was measured before the run was interrupted."""
-        first = torch.from_numpy(self.materials.stream.block(0))[None].to(self.trainer.accelerator.device)
-        self.trainer.head.check(self.trainer.model, first, self.trainer.accelerator)
         if state.global_step:
             self.before = read_json(self.file)
             return
@@ -418,9 +403,7 @@ class _Start(TrainerCallback):
     def measure(self) -> dict[str, float | None] | None:
         """Forgetting figures of the model as it is now; None where they aren't asked for."""
         gauge = self.materials.gauge
-        if gauge is None:
-            return None
-        return gauge.measure(self.trainer.model, self.trainer.head, self.trainer.accelerator).plain()
+        return None if gauge is None else gauge.measure(self.trainer.model, self.trainer.accelerator).plain()
 
 
 def _arguments(recipe: Recipe, rate: float, place: Path, plan: Plan | None = None) -> TrainingArguments:
