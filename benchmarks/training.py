@@ -116,7 +116,7 @@ def ours(case: Any, folder: Path, place: str) -> Any:
     plan = Plan(len(blocks), False, case.batch, case.micro, case.batch // case.micro)
     materials = Materials(recipe, base, AutoTokenizer.from_pretrained(folder), stream, [], None, {})
     arguments = TrainingArguments(**arguments_of(case, place), remove_unused_columns=False)
-    return BlockTrainer(materials, plan, load_model(base, recipe), args=arguments)
+    return BlockTrainer(materials, plan, model=load_model(base, recipe), args=arguments)
 
 
 def theirs(case: Any, folder: Path, place: str) -> Any:

@@ -40,6 +40,18 @@ def test_two_gloo_processes_equal_one(place, tmp_path, epochs):
     assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-5
 
 
+def test_a_batch_that_two_processes_cannot_share_is_refused_before_training(place, tmp_path):
+    """The command itself must know how many processes there are: it is what lets one write while others wait."""
+    folder, model, corpus = place
+    recipe = write_recipe(folder / "odd.yaml", model, corpus, global_batch=3, micro_batch=1)
+    port = free_port()
+    both = [start(recipe, tmp_path / "odd", rank=rank, world=2, port=port) for rank in range(2)]
+    for process in both:
+        process.join(timeout=120)
+    assert [process.exitcode for process in both] == [1, 1]
+    assert not (tmp_path / "odd").exists()
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"micro_batch": 1}, {"micro_batch": 4}, {"gradient_checkpointing": True}, {"stream": True}],

@@ -29,7 +29,7 @@ from kinject_trainer.estimate import Estimate, estimate, run_tokens
 from kinject_trainer.forgetting import make_gauge
 from kinject_trainer.plot import draw
 from kinject_trainer.recipe import UNTESTED, Recipe, load_recipe
-from kinject_trainer.train import Materials, Outcome
+from kinject_trainer.train import Materials, Outcome, on_cpu
 from kinject_trainer.tune import Trial, search
 from lm_eval_kinject.provenance import atomic_write, environment, fingerprint_folder, read_json, write_json
 
@@ -85,8 +85,9 @@ def train(
     if dry_run:
         return Result(None, estimate(checked, texts), {})
     folder = (out or Path("runs") / checked.name).expanduser()
-    state = accelerate.PartialState()
+    state = accelerate.PartialState(cpu=on_cpu())
     tell: Say = say if state.is_main_process else (lambda text: None)
+    checked.accumulation(state.num_processes)  # refuses a batch that can't be shared, before anything is written
     earlier = _look_at(folder, resume)
     state.wait_for_everyone()  # nobody writes before everybody has looked
     base = find_base(checked)

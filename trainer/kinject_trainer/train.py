@@ -286,6 +286,13 @@ def _local(tensor: Any) -> torch.Tensor:
     return found
 
 
+def on_cpu() -> bool:
+    """Whether there is no accelerator; accelerate must be told, or processes on a CPU don't find each other."""
+    if hasattr(torch, "accelerator"):
+        return not torch.accelerator.is_available()
+    return not torch.cuda.is_available()
+
+
 def _wait() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -421,9 +428,7 @@ def _arguments(recipe: Recipe, rate: float, place: Path, plan: Plan | None = Non
         max_grad_norm=recipe.max_grad_norm,
         bf16=recipe.precision == "bf16",
         seed=recipe.seed,
-        use_cpu=not torch.accelerator.is_available()
-        if hasattr(torch, "accelerator")
-        else not torch.cuda.is_available(),
+        use_cpu=on_cpu(),
         save_strategy="no",
         eval_strategy="no",
         logging_strategy="no",
