@@ -251,7 +251,7 @@ class Mixture:
         return rows + [self.closed_book_row(rng, length) for _ in range(closed)]
 
 
-RETELLING_UNTIL, RECALL_FROM = 0.5, 0.4
+RETELLING_UNTIL, RECALL_FROM = 0.4, 0.35
 
 
 def is_asked(event: Event, slot: str) -> bool:
@@ -271,9 +271,9 @@ def collate(rows: Sequence[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _draw_shape(rng: random.Random, progress: float, letters: bool) -> ReadingShape:
-    if progress < 0.08 or (progress < 0.25 and rng.random() < 0.4):
+    if progress < 0.06 or (progress < 0.2 and rng.random() < 0.4):
         return ReadingShape(rng.choice((1, 1, 2, 3, 4)), 8, letters, sentences_only=True)
-    most = 1 if progress < 0.12 else 3 if progress < 0.3 else 5
+    most = 1 if progress < 0.1 else 3 if progress < 0.25 else 5
     chunks = rng.randint(1, most)
     examples = rng.choice((0, 0, 0, 0, 1, 2, 3, 5)) if progress > 0.2 else 0
     return ReadingShape(chunks, 6 if letters else 10, letters, examples=examples)

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from kinject_trainer.reader.induction import wire_induction
 from kinject_trainer.reader.mixture import Mixture, Row, collate, training_kinds
 from kinject_trainer.reader.probe import probe
 from kinject_trainer.reader.vocabulary import train_tokenizer
@@ -29,18 +30,18 @@ from lm_eval_kinject.corpus.sources.newswire.world import World
 _log = logging.getLogger(__name__)
 
 WARM_UP, DECAY = 60, 0.3  # steps; share of the steps
-MATRIX_RATE, OTHER_RATE = 0.01, 2e-3
+MATRIX_RATE, OTHER_RATE = 0.008, 2e-3
 
 
-def new_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """A fresh reader: 5.3 M parameters, plain Llama architecture."""
+def new_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    """A fresh reader: 3.1 M parameters, plain Llama architecture, copying wired up."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=704,
+        hidden_size=192,
+        intermediate_size=512,
         num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        num_attention_heads=3,
+        num_key_value_heads=3,
         max_position_embeddings=4096,
         rope_theta=10_000.0,
         tie_word_embeddings=True,
@@ -48,7 +49,10 @@ def new_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    wire_induction(model, seed)
+    return model
 
 
 def make_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -104,10 +108,9 @@ def train(arguments: argparse.Namespace) -> None:
     """Run, or go on with, a training."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(arguments.seed)
     tokenizer = make_tokenizer(out)
     mixture = Mixture(tokenizer, arguments.seed)
-    model = new_model(tokenizer)
+    model = new_model(tokenizer, arguments.seed)
     optimizers = make_optimizers(model)
     peaks = [o.param_groups[0]["lr"] for o in optimizers]
     first = 0
@@ -119,7 +122,7 @@ def train(arguments: argparse.Namespace) -> None:
             optimizer.load_state_dict(saved)
         first = state["step"]
     seen, began = 0, time.time()
-    for step in range(first, arguments.steps):
+    for step in range(first, min(arguments.stop or arguments.steps, arguments.steps)):
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * learning_rate(step, arguments.steps)
         batches = mixture.step(step, step / arguments.steps, arguments.tokens)
@@ -147,8 +150,10 @@ def train(arguments: argparse.Namespace) -> None:
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(entry) + "\n")
             _log.info("%s", json.dumps(entry))
-        if (step + 1) % arguments.save_every == 0 or step + 1 == arguments.steps:
+        if (step + 1) % arguments.save_every == 0 or step + 1 in (arguments.stop, arguments.steps):
             save_checkpoint(checkpoint, model, optimizers, step + 1)
+    if arguments.stop and arguments.stop < arguments.steps:
+        return
     model.to(torch.bfloat16).save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
 
@@ -157,8 +162,9 @@ def main() -> None:
     """Command line of the training."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished run there goes on")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens of a micro-batch")
+    parser.add_argument("--steps", type=int, default=3400)
+    parser.add_argument("--stop", type=int, help="stop after this step; the same command without it goes on")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a micro-batch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--probe-every", type=int, default=150)
     parser.add_argument("--save-every", type=int, default=50)

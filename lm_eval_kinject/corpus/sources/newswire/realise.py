@@ -29,7 +29,7 @@ def realise(event: Event, number: int = 0, *, stream: str = "text") -> str:
     rng = random.Random(f"{stream}:{event.id}:{number}")
     lead, *rest = event.kind.sentences
     rng.shuffle(rest)
-    clauses = [_phrasing(event, sentence, number, stream) for sentence in [lead, *rest]]
+    clauses = [phrasing(event, sentence, number, stream=stream) for sentence in [lead, *rest]]
     sentences = _join(event, clauses, rng)
     words = sum(len(s.split()) for s in sentences)
     fillers = list(event.kind.fillers)
@@ -51,8 +51,8 @@ def missing_facts(event: Event, text: str) -> list[str]:
     return [slot for slot, value in event.values.items() if value.lower() not in lowered]
 
 
-def _phrasing(event: Event, sentence: Sentence, number: int, stream: str) -> str:
-    """The wording of one sentence in realisation ``number``: the list is shuffled once an event, then taken in turn."""
+def phrasing(event: Event, sentence: Sentence, number: int = 0, *, stream: str = "text") -> str:
+    """The template of one sentence in realisation ``number``: the list is shuffled once an event, taken in turn."""
     order = list(sentence.phrasings)
     random.Random(f"{stream}:{event.id}:{sentence.slots}").shuffle(order)
     return order[number % len(order)]
