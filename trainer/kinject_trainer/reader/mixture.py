@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -100,10 +100,11 @@ def letters_prompt(question: Question) -> str:
     return f"{question.question}\n{options}\nAnswer:"
 
 
-def write_question(writer: RowWriter, question: Question, letters: bool, loss: bool) -> None:
+def write_question(writer: RowWriter, question: Question, letters: bool, loss: bool, rng: random.Random) -> None:
     """One question with its answer, in either format; without loss it is a few-shot example."""
     text = CONTEXT_WEIGHT if loss else 0.0
     if letters:
+        question = _shuffled(question, rng)
         writer.text(letters_prompt(question), text / 2)
         writer.answer(f" {LETTERS[question.answer]}", LETTER_WEIGHT if loss else 0.0)
     else:
@@ -111,6 +112,16 @@ def write_question(writer: RowWriter, question: Question, letters: bool, loss: b
         writer.answer(f" {question.choices[question.answer]}", ANSWER_WEIGHT if loss else 0.0)
     if not loss:
         writer.row.spans.pop()
+
+
+def _shuffled(question: Question, rng: random.Random) -> Question:
+    """With its options in an order of their own.
+
+    An `Examiner` deals the right answers evenly: of four questions in a row the last one's letter is known beforehand.
+    """
+    order = rng.sample(range(len(question.choices)), len(question.choices))
+    choices = tuple(question.choices[i] for i in order)
+    return replace(question, choices=choices, answer=order.index(question.answer))
 
 
 @dataclass(frozen=True)
@@ -150,8 +161,10 @@ class Mixture:
     def reading_row(self, world: World, shape: ReadingShape, rng: random.Random) -> Row:
         """Chunks, then questions about them."""
         events = _neighbours(world.events, shape.chunks, rng)
-        # Wrong options come mostly from the very chunks in the prompt: to know which values are there is not enough.
-        examiner = Examiner([*events, *events, *_peers(world.events, events, rng)], rng.getrandbits(30))
+        # In half of the rows wrong options come mostly from the very chunks in the prompt: there it is not enough to
+        # know which values they hold. The other half is easier, and what questions with letters are first learnt from.
+        rivals = [*events, *events] if rng.random() < 0.5 else []
+        examiner = Examiner([*rivals, *_peers(world.events, events, rng)], rng.getrandbits(30))
         writer = RowWriter(self.tokenizer)
         if shape.letters and rng.random() < 0.5:
             writer.text(DESCRIPTION, 0.0)
@@ -159,7 +172,7 @@ class Mixture:
             shown = rng.choice(world.events)
             examples = Examiner(_peers(world.events, [shown], rng), rng.getrandbits(30))
             question = examples.ask(shown, rng.choice(sorted(shown.kind.questions)), "")
-            write_question(writer, question, shape.letters, loss=False)
+            write_question(writer, question, shape.letters, False, rng)
             writer.text("\n\n", 0.0)
         asked = [(e, slot) for e in events for slot in e.kind.questions]
         rng.shuffle(asked)
@@ -173,7 +186,7 @@ class Mixture:
         for number, (event, slot) in enumerate(asked):
             if number:
                 writer.text("\n\n", CONTEXT_WEIGHT)
-            write_question(writer, examiner.ask(event, slot, ""), shape.letters, loss=True)
+            write_question(writer, examiner.ask(event, slot, ""), shape.letters, True, rng)
         return writer.end()
 
     def retelling_row(self, world: World, chunks: int, rng: random.Random) -> Row:
@@ -207,7 +220,7 @@ class Mixture:
             event = rng.choice(self.recall_world.events)
             slots = [s for s in event.kind.questions if is_asked(event, s) == asked]
             if slots:
-                write_question(writer, examiner.ask(event, rng.choice(slots), ""), rng.random() < 0.2, loss=True)
+                write_question(writer, examiner.ask(event, rng.choice(slots), ""), rng.random() < 0.2, True, rng)
         return _cut(writer.end(), length)
 
     @cached_property
@@ -224,7 +237,9 @@ class Mixture:
             tokens: about how many tokens a micro-batch holds.
         """
         rng = random.Random(f"mixture:{self.seed}:{step}")
-        batches = [self._reading_batch(rng, progress, tokens, letters) for letters in (False, True)]
+        # Letters twice once options are read as texts: to name one is the same reading and a step more.
+        formats = (False, True) if progress < RETELLING_UNTIL else (False, True, True)
+        batches = [self._reading_batch(rng, progress, tokens, letters) for letters in formats]
         if progress < RETELLING_UNTIL or rng.random() < 0.2:
             chunks = rng.randint(1, 2)
             worlds = [rng.choice(self.reading_worlds) for _ in range(max(2, tokens // (200 * (chunks + 1))))]
@@ -251,7 +266,7 @@ class Mixture:
         return rows + [self.closed_book_row(rng, length) for _ in range(closed)]
 
 
-RETELLING_UNTIL, RECALL_FROM = 0.4, 0.35
+RETELLING_UNTIL, RECALL_FROM = 0.25, 0.4
 
 
 def is_asked(event: Event, slot: str) -> bool:

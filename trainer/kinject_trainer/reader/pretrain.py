@@ -162,11 +162,11 @@ def main() -> None:
     """Command line of the training."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished run there goes on")
-    parser.add_argument("--steps", type=int, default=3400)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--stop", type=int, help="stop after this step; the same command without it goes on")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a micro-batch")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--probe-every", type=int, default=150)
+    parser.add_argument("--probe-every", type=int, default=400)
     parser.add_argument("--save-every", type=int, default=50)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(parser.parse_args())
