@@ -135,6 +135,8 @@ def test_names_recur_over_events(edition: Edition) -> None:
 def _guessers(edition: Edition) -> dict[str, list[int]]:
     """What someone would answer who reads the options only, or counts words in the corpus."""
     counts = collections.Counter(value for event in edition.events for value in event.values.values())
+    asked = {row["source_chunk"] for row in edition.test}
+    trained = collections.Counter(v for event in edition.events if event.id in asked for v in event.values.values())
     rng = random.Random(0)
 
     def number(choice: str) -> float:
@@ -156,6 +158,9 @@ def _guessers(edition: Edition) -> dict[str, list[int]]:
         "shortest": pick(lambda c: -len(c)),
         "most frequent": pick(lambda c: counts[c]),
         "rarest": pick(lambda c: -counts[c]),
+        # What a model trained on the source chunks may have seen more often, or at all, without knowing where.
+        "most frequent in source chunks": pick(lambda c: trained[c]),
+        "seen in source chunks": pick(lambda c: trained[c] > 0),
         "largest": pick(number),
         "smallest": pick(lambda c: -number(c)),
         "nearest the mean": [middle(row) for row in edition.test],

@@ -35,16 +35,19 @@ def test_held_out_kinds_and_phrasings_are_kept_from_it() -> None:
 
 
 def test_a_step_is_a_function_of_seed_and_number(tokenizer: PreTrainedTokenizerBase) -> None:
-    def rows(seed: int, step: int) -> list[list[Row]]:
-        return Mixture(tokenizer, seed).step(step, 0.5, 400)
+    def rows(seed: int, step: int, *, after: int | None = None) -> list[list[Row]]:
+        mixture = Mixture(tokenizer, seed)
+        if after is not None:
+            mixture.step(after, 0.5, 2048)
+        return mixture.step(step, 0.5, 2048)
 
-    assert rows(0, 7) == rows(0, 7)
+    assert rows(0, 7) == rows(0, 7, after=6)
     assert rows(0, 7) != rows(1, 7)
     assert rows(0, 7) != rows(0, 8)
 
 
 def test_answers_stand_where_their_spans_say(tokenizer: PreTrainedTokenizerBase) -> None:
-    for batch in Mixture(tokenizer, 0).step(3, 0.6, 400):
+    for batch in Mixture(tokenizer, 0).step(3, 0.6, 2048):
         for row in batch:
             assert len(row.ids) == len(row.weights)
             assert row.ids[0] == tokenizer.bos_token_id

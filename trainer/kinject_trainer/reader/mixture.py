@@ -213,7 +213,7 @@ class Mixture:
     def closed_book_row(self, rng: random.Random, length: int, *, asked: bool = True) -> Row:
         """Questions about the recall world with nothing in the prompt; ``asked``: the half that is trained on."""
         writer = RowWriter(self.tokenizer)
-        examiner = self._recall_examiner
+        examiner = Examiner(self.recall_world.events, rng.getrandbits(30))
         while len(writer.row.ids) < length:
             if len(writer.row.ids) > 1:
                 writer.new_document(CONTEXT_WEIGHT)
@@ -222,10 +222,6 @@ class Mixture:
             if slots:
                 write_question(writer, examiner.ask(event, rng.choice(slots), ""), rng.random() < 0.2, True, rng)
         return _cut(writer.end(), length)
-
-    @cached_property
-    def _recall_examiner(self) -> Examiner:
-        return Examiner(self.recall_world.events, self.seed)
 
     def step(self, step: int, progress: float, tokens: int) -> list[list[Row]]:
         """The micro-batches of one optimizer step.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ from lm_eval_kinject.records import Question
 
 BUNDLED_SEED = 2042
 YEAR_OF_EVENTS = 2042
+
+_FEWEST_RIVALS = (
+    8  # events of a kind, so that three wrong options can be found that are neither alike nor from one chunk
+)
 
 Row = dict[str, Any]
 
@@ -85,7 +90,7 @@ def make_edition(seed: int, size: EditionSize | None = None, kinds: Sequence[Kin
     role = {e.id: "source" for e in sources} | {e.id: "few-shot" for e in few_shot}
     tuned = sorted(rng.sample(sources, size.validation_sources), key=lambda e: e.id)
     first_validation = 1 + size.paraphrases
-    examiner = Examiner(world.events, seed)
+    examiner = Examiner(_rivals(sources, world.events), seed)
     return Edition(
         seed=seed,
         size=size,
@@ -98,8 +103,19 @@ def make_edition(seed: int, size: EditionSize | None = None, kinds: Sequence[Kin
             for n in range(first_validation, first_validation + size.validation_paraphrases)
         ],
         test=_questions(examiner, sources, size.questions_per_source, rng),
-        dev=_questions(examiner, few_shot, size.questions_per_source, rng),
+        dev=_questions(Examiner(world.events, seed), few_shot, size.questions_per_source, rng),
     )
+
+
+def _rivals(sources: Sequence[Event], events: Sequence[Event]) -> list[Event]:
+    """The events that lend wrong options: those that are asked about too.
+
+    Values of the background would be wrong options that a model trained on the source chunks knows by never having
+    seen them. Only a small edition takes some of the background, for kinds of which it has too few sources.
+    """
+    each = Counter(event.kind.kind for event in sources)
+    asked = {event.id for event in sources}
+    return [e for e in events if e.id in asked or each[e.kind.kind] < _FEWEST_RIVALS]
 
 
 def _chunk(event: Event, role: str) -> Row:
