@@ -154,13 +154,16 @@ def report(answers: Answers, groups: Mapping[str, list[int]], compared: Mapping[
 
 
 def report_runs(answers: Answers, runs: Sequence[str]) -> None:
-    """Each run against the base, and what its record says of the old world."""
-    for run in map(Path, runs):
+    """Each run against the base, the run named before it and the base with retrieval; what its record says besides."""
+    names = [Path(run).name for run in runs]
+    for earlier, run in zip([None, *names], map(Path, runs), strict=False):
         for task in TASKS:
-            _compare(run.name, answers[run.name][task], "base", answers["base"][task], TASKS[task])
+            for other in ("base", earlier, "base, minilm, k=3"):
+                if other:
+                    _compare(run.name, answers[run.name][task], other, answers[other][task], TASKS[task])
         outcome = read_json(run / "kinject.json")["outcome"]
-        kept = {k: outcome[k] for k in ("updates", "tokens", "learning_rate", "validation_loss", "before", "after")}
-        print(f"{run.name}: {kept}")
+        told = ("updates", "tokens", "seconds", "learning_rate", "validation_loss", "before", "after")
+        print(f"{run.name}: " + ", ".join(f"{key} {outcome[key]}" for key in told))
 
 
 def _compare(line: str, right: Sequence[float], other: str, other_right: Sequence[float], task: str) -> None:
