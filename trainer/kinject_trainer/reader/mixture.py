@@ -133,6 +133,8 @@ class ReadingShape:
     letters: bool
     sentences_only: bool = False
     examples: int = 0
+    hints: float = 0.0
+    """Share of letter questions that stand behind the same question answered in words: to learn what a letter names."""
 
 
 class Mixture:
@@ -186,7 +188,11 @@ class Mixture:
         for number, (event, slot) in enumerate(asked):
             if number:
                 writer.text("\n\n", CONTEXT_WEIGHT)
-            write_question(writer, examiner.ask(event, slot, ""), shape.letters, True, rng)
+            question = examiner.ask(event, slot, "")
+            if shape.hints and rng.random() < shape.hints:
+                write_question(writer, question, False, True, rng)
+                writer.text("\n\n", CONTEXT_WEIGHT)
+            write_question(writer, question, shape.letters, True, rng)
         return writer.end()
 
     def retelling_row(self, world: World, chunks: int, rng: random.Random) -> Row:
@@ -287,7 +293,8 @@ def _draw_shape(rng: random.Random, progress: float, letters: bool) -> ReadingSh
     most = 1 if progress < 0.1 else 3 if progress < 0.25 else 5
     chunks = rng.randint(1, most)
     examples = rng.choice((0, 0, 0, 0, 1, 2, 3, 5)) if progress > 0.2 else 0
-    return ReadingShape(chunks, 6 if letters else 10, letters, examples=examples)
+    hints = 0.0 if not letters or progress < RETELLING_UNTIL else 0.5 if progress < 0.5 else 0.1
+    return ReadingShape(chunks, 6 if letters else 10, letters, examples=examples, hints=hints)
 
 
 def _neighbours(events: Sequence[Event], count: int, rng: random.Random) -> list[Event]:
