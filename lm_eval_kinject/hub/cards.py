@@ -61,10 +61,18 @@ class CardFacts:
     subjects: tuple[str, ...] = ()
 
 
-def variant_of(score: Score, subjects: Iterable[str]) -> str | None:
-    """What a score is about: ``base``, ``RAG``, ``this`` or ``this + RAG``; None: some other adapter."""
+def variant_of(score: Score, subjects: Iterable[str], bases: Iterable[str]) -> str | None:
+    """What a score is about: ``base``, ``RAG``, ``this`` or ``this + RAG``; None: something else.
+
+    Args:
+        score: of anything.
+        subjects: names of the run's weights.
+        bases: names of the run's base; any other model, and an adapter on another one, are something else.
+    """
     this = score.subject in set(subjects)
-    if not this and score.has_adapter:
+    if score.model not in set(bases) and not (this and not score.has_adapter):
+        return None
+    if score.has_adapter and not this:
         return None
     if score.k == 0:
         return "this" if this else "base"
@@ -79,7 +87,8 @@ def render_card(run: Run, facts: CardFacts, scores: Sequence[Score] = ()) -> str
     """
     import jinja2
 
-    told = [(variant_of(s, (facts.repo_id, *facts.subjects)), s) for s in scores]
+    bases = (facts.base, *run.base_names)
+    told = [(variant_of(s, (facts.repo_id, *facts.subjects), bases), s) for s in scores]
     rows = sorted(((v, s) for v, s in told if v is not None), key=_row_order)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(adapters_dir()),

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from lm_eval_kinject.errors import PublishError
-from lm_eval_kinject.hub.cards import CardFacts, render_card
+from lm_eval_kinject.hub.cards import CardFacts, render_card, variant_of
 from lm_eval_kinject.hub.client import Say, check_repo_id, quiet
 from lm_eval_kinject.hub.content import (
     ALLOWED,
@@ -320,7 +320,9 @@ def with_record(
     there = read_remote(facts.repo_id, "model", FILE, remote, say)
     old = parse_run(there) if there is not None else None
     known = [Score.from_plain(one) for one in old.scores] if old is not None and old.files == files else []
-    merged = merge_scores(known, [_renamed(score, facts) for score in scores])
+    bases = (facts.base, *run.base_names)
+    about = [s for s in scores if variant_of(s, (facts.repo_id, *facts.subjects), bases) is not None]
+    merged = merge_scores(known, [_renamed(score, facts) for score in about])
     data = {
         **json.loads(_bytes_of(content, FILE) if FILE in content.files else to_json(dict(run.data))),
         "published": {**asdict(facts), "subjects": [], "files": files},
@@ -331,11 +333,10 @@ def with_record(
 
 
 def _renamed(score: Score, facts: CardFacts) -> Score:
-    """A score of the run's folder is a score of the repository; its local names don't go out."""
-    subject = facts.repo_id if score.subject in facts.subjects else score.subject
-    if not score.has_adapter:
-        return replace(score, subject=subject, model=subject)
-    return replace(score, subject=subject, model=facts.base)
+    """A score of the run's folder, or of its base's, is one of the repository's; their local names don't go out."""
+    this = score.subject in (facts.repo_id, *facts.subjects)
+    subject = facts.repo_id if this else facts.base
+    return replace(score, subject=subject, model=facts.base if score.has_adapter else subject)
 
 
 def merge_scores(old: Iterable[Score], new: Iterable[Score]) -> list[Score]:

@@ -56,6 +56,14 @@ class Run:
         return {"name": found.get("name"), ("commit" if is_commit else "fingerprint"): identity}
 
     @property
+    def base_names(self) -> tuple[str, ...]:
+        """Names under which results speak of the base: its own, and in a published run the one at training time."""
+        found = self._part("base")
+        before = found.get("trained_on")
+        names = [found.get("name"), before.get("name") if isinstance(before, Mapping) else None]
+        return tuple(str(name) for name in names if name)
+
+    @property
     def corpus(self) -> Mapping[str, Any]:
         """The corpus: name, fingerprint, licence and so on."""
         return self._part("corpus")

@@ -84,16 +84,32 @@ def test_metadata_are_what_the_hubs_client_reads(data: dict[str, Any], tmp_path:
 
 
 def test_whose_score_it_is(tmp_path: Path) -> None:
-    def variant(peft: str | None, k: int, *subjects: str) -> str | None:
-        file = make_results(tmp_path / f"{peft}{k}", model="me/reader", peft=peft, k=k)
-        return variant_of(scores_of(read_results(file)[0])[0], subjects)
+    def variant(peft: str | None, k: int, *subjects: str, model: str = "me/reader") -> str | None:
+        file = make_results(tmp_path / f"{peft}{k}{model}", model=model, peft=peft, k=k)
+        return variant_of(scores_of(read_results(file)[0])[0], subjects, ("me/reader",))
 
     assert variant(None, 0, "me/a") == "base"
     assert variant(None, 1, "me/a") == "RAG"
     assert variant("me/a", 0, "me/a") == "this"
     assert variant("me/a", 1, "me/a") == "this + RAG"
     assert variant("me/b", 1, "me/a") is None
-    assert variant(None, 0, "me/reader") == "this"  # a whole model
+    assert variant(None, 0, "me/whole", model="me/whole") == "this"
+    assert variant(None, 0, "me/a", model="me/other") is None
+    assert variant(None, 3, "me/a", model="me/other") is None
+    assert variant("me/a", 3, "me/a", model="me/other") is None
+
+
+def test_another_models_scores_are_in_no_row(data: dict[str, Any], tmp_path: Path) -> None:
+    for model, k in (("me/other", 0), ("me/other", 3), ("someone/else", 0)):
+        make_results(tmp_path / "out", model=model, peft=None, k=k, acc=1.0)
+    scores = [score for one in read_results(tmp_path / "out") for score in scores_of(one)]
+    assert render_card(Run(data), FACTS, scores) == render_card(Run(data), FACTS)
+
+
+def test_the_base_is_known_by_its_name_at_training_time(data: dict[str, Any], tmp_path: Path) -> None:
+    data["base"] = {"name": "me/reader", "identity": "b" * 40, "trained_on": {"name": "local", "identity": "f" * 64}}
+    scores = scores_of(read_results(make_results(tmp_path / "out", model="local", peft=None, k=0))[0])
+    assert "| base | none | 0.500 |" in render_card(Run(data), FACTS, scores)
 
 
 @pytest.mark.parametrize("part", ["recipe", "base", "corpus", "environment"])
