@@ -26,7 +26,7 @@ from lm_eval_kinject.hub.client import Say, attempt, check_repo_id, open_hub, qu
 from lm_eval_kinject.hub.content import PICKLED, SETTINGS, TOKENIZER, WEIGHTS, collect, tensor_shapes
 from lm_eval_kinject.hub.eval_results import read_results, scores_of
 from lm_eval_kinject.hub.publish import Remote, look, read_remote
-from lm_eval_kinject.hub.push import merge_scores
+from lm_eval_kinject.hub.push import check_subjects, merge_scores
 from lm_eval_kinject.hub.registry import (
     READER,
     Record,
@@ -327,6 +327,7 @@ def bundle(
     content.check()
     source = Path(run_folder).expanduser().resolve().name
     found = [s for path in results for one in read_results(path) for s in scores_of(one) if s.subject in (source, name)]
+    check_subjects(found, run_folder)
     run = Run({**run.data, "scores": [{**score.plain(), "subject": name} for score in merge_scores((), found)]})
     files = {path: {"sha256": content.sha256(path), "size": content.size(path)} for path in sorted(content.files)}
     base = {"name": READER, "fingerprint": run.base.get("fingerprint")}

@@ -30,6 +30,7 @@ __all__ = [
     "eval_yaml",
     "gaps",
     "interval",
+    "latest",
     "model_index",
     "read_results",
     "scores_of",
@@ -124,6 +125,7 @@ class Score:
         dataset, config, split: of the questions.
         date: ISO 8601, UTC.
         limited: whether only a part of the questions was scored (``--limit``).
+        subject_fingerprint: of a folder that was scored; None for the Hub.
     """
 
     task: str
@@ -143,6 +145,7 @@ class Score:
     split: str | None
     date: str | None
     limited: bool = False
+    subject_fingerprint: str | None = None
 
     @property
     def variant(self) -> str:
@@ -226,6 +229,7 @@ def _score(results: Results, task: str, metric: str, value: float, stderr: Any, 
         if not isinstance(date, int | float)
         else datetime.fromtimestamp(date, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         limited=counts.get("effective") != counts.get("original"),
+        subject_fingerprint=subject.get("fingerprint"),
     )
 
 
@@ -247,6 +251,16 @@ def _setting(results: Results, task: str) -> dict[str, Any]:
         setting["prompt"] = dict(kinject.get("prompt") or {})
         setting["corpora"] = {str(c.get("name")): str(c.get("fingerprint")) for c in kinject.get("corpora") or ()}
     return setting
+
+
+def latest(scores: Iterable[Score]) -> list[Score]:
+    """Of scores about the same thing (task, metric, subject, variant) the latest, in the order given."""
+    found: dict[tuple[str, ...], Score] = {}
+    for score in scores:
+        key = (score.task, score.metric, score.subject, score.variant)
+        if key not in found or (score.date or "") >= (found[key].date or ""):
+            found[key] = score
+    return list(found.values())
 
 
 def interval(score: Score) -> tuple[float, float] | None:
@@ -275,8 +289,8 @@ def eval_results_files(
     """Files for ``.eval_results/``: one for each task and variant.
 
     Args:
-        scores: of one model; metrics other than a task's first (lm_eval's main one) are left out, as the format has
-            one value for each task.
+        scores: of one model; of several runs of a variant the latest counts. Metrics other than a task's first
+            (lm_eval's main one) are left out, as the format has one value for each task.
         benchmarks: task -> ``dataset id`` or ``dataset id#task id`` of a benchmark on the Hub; other tasks are left
             out (see `model_index`).
         source: address of the full results, if they are published.
@@ -286,7 +300,7 @@ def eval_results_files(
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files: dict[str, bytes] = {}
-    for score in scores:
+    for score in latest(scores):
         path = f".eval_results/kinject_{_slug(score.task)}_{score.variant}.yaml"
         if score.task not in benchmarks or path in files:
             continue

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from lm_eval_kinject.errors import PublishError
+from lm_eval_kinject.errors import HubError, PublishError
 from lm_eval_kinject.hub.cards import CardFacts, render_card, variant_of
 from lm_eval_kinject.hub.client import Say, check_repo_id, quiet
 from lm_eval_kinject.hub.content import (
@@ -32,7 +32,7 @@ from lm_eval_kinject.hub.content import (
     replace_paths,
     to_json,
 )
-from lm_eval_kinject.hub.eval_results import Score, eval_results_files, eval_yaml, read_results, scores_of
+from lm_eval_kinject.hub.eval_results import Score, eval_results_files, eval_yaml, latest, read_results, scores_of
 from lm_eval_kinject.hub.publish import Plan, Published, Remote, has_same, look, plan, publish, read_remote
 from lm_eval_kinject.hub.run import FILE, Run, parse_run, read_run
 
@@ -40,6 +40,8 @@ __all__ = ["Place", "push_dataset", "push_model", "push_run"]
 
 _HASHED = (*WEIGHTS, *SETTINGS, *TOKENIZER)
 _OURS = (*_HASHED, "log.jsonl", "recipe.yaml", "*.png")
+_SCORED = (".safetensors", ".gguf", *PICKLED)
+"""Endings of weights, anybody's."""
 _FILE_KEYS = ("paraphrases_file", "validation_file", "general_text")
 
 
@@ -127,6 +129,8 @@ def push_run(
     )
     scores = [score for path in results for one in read_results(path) for score in scores_of(one)]
     this = [s for s in scores if s.subject in (repo_id, *facts.subjects)]
+    check_subjects(this, folder)
+    _check_published(this, repo_id, content, say)
     content = content.with_files(eval_results_files(this, benchmarks or {}))
     content.check()  # before a repository is made for it
 
@@ -145,6 +149,52 @@ def push_run(
         pull_request=f"run {run.recipe_fingerprint[:16]}" if pull_request else None,
         say=say,
     )
+
+
+def check_subjects(scores: Iterable[Score], folder: str | Path) -> None:
+    """Makes sure that scores of a folder are of what it holds now; those of the Hub have a commit and aren't looked at.
+
+    Raises:
+        PublishError: the folder has been trained again, or the results are of another one of its name.
+    """
+    from lm_eval_kinject.models.results import model_identity
+
+    local = [score for score in scores if score.subject_commit is None]
+    now = model_identity(str(folder), commit=None, revision=None).get("fingerprint") if local else None
+    other = sorted({f"{s.task} ({s.variant}, {s.date})" for s in local if s.subject_fingerprint != now})
+    if other:
+        raise PublishError(
+            f"These results are not of what the folder {Path(folder).name} holds now: {', '.join(other)}. Score it "
+            "again, or leave them out of --results."
+        )
+
+
+def _check_published(scores: Iterable[Score], repo_id: str, content: Content, say: Say) -> None:
+    """The same for scores of the repository as it was at some commit: it must have had these very weights."""
+    mine = {path: content.sha256(path) for path in content.files if path.endswith(_SCORED)}
+    for commit in sorted({s.subject_commit for s in scores if s.subject == repo_id and s.subject_commit}):
+        if weights_at(repo_id, commit, say) != mine:
+            raise PublishError(
+                f"Some results are of {repo_id} at {commit[:12]}, which has other weights than this run. Score the run "
+                "again, or leave them out of --results."
+            )
+
+
+def weights_at(repo_id: str, commit: str, say: Say) -> dict[str, str] | None:
+    """Digests of the weights that a model has at a commit; None where there is no such commit."""
+    try:
+        return weights_of(look(repo_id, "model", commit, say))
+    except HubError as problem:
+        if "404" not in str(problem):
+            raise
+        return None
+
+
+def weights_of(remote: Remote | None) -> dict[str, str] | None:
+    """Path -> digest of a repository's weights."""
+    if remote is None:
+        return None
+    return {path: file.sha256 or file.oid for path, file in remote.files.items() if path.endswith(_SCORED)}
 
 
 def _stale(path: str) -> bool:
@@ -340,9 +390,8 @@ def _renamed(score: Score, facts: CardFacts) -> Score:
 
 
 def merge_scores(old: Iterable[Score], new: Iterable[Score]) -> list[Score]:
-    """All scores, newer ones in the place of older ones about the same thing; in a fixed order."""
-    merged = {(s.task, s.metric, s.subject, s.variant): s for s in (*old, *new)}
-    return [merged[key] for key in sorted(merged)]
+    """All scores, later ones in the place of earlier ones about the same thing; in a fixed order."""
+    return sorted(latest((*old, *new)), key=lambda s: (s.task, s.metric, s.subject, s.variant))
 
 
 # A base model, a question set -----------------------------------------------------------------------------------------

@@ -28,12 +28,13 @@ from lm_eval_kinject.hub.eval_results import (
     Score,
     eval_results_files,
     gaps,
+    latest,
     model_index,
     read_results,
     scores_of,
 )
 from lm_eval_kinject.hub.publish import Plan, Published, Remote, look, plan, publish, read_remote
-from lm_eval_kinject.hub.push import with_record
+from lm_eval_kinject.hub.push import weights_at, weights_of, with_record
 from lm_eval_kinject.hub.run import FILE, parse_run
 from lm_eval_kinject.provenance import fingerprint
 
@@ -77,11 +78,11 @@ def submit_scores(
         say: hears what is being done, and what a leaderboard will do with it.
 
     Raises:
-        PublishError: the provenance is incomplete, or no score is of this model.
+        PublishError: the provenance is incomplete, no score is of this model, or of weights that it doesn't have now.
         HubError: the Hub refuses or can't be reached.
     """
     check_repo_id(repo_id)
-    scores = [score for one in _complete(paths, samples=False) for score in scores_of(one)]
+    scores = latest(score for one in _complete(paths, samples=False) for score in scores_of(one))
     ours = [score for score in scores if score.subject == repo_id]
     if not ours:
         subjects = ", ".join(sorted({score.subject for score in scores})) or "nothing"
@@ -91,6 +92,7 @@ def submit_scores(
     remote = look(repo_id, "model", say=say)
     if remote is None:
         raise HubError(f"There is no model {repo_id} on the Hub (or you may not see it): check the name.")
+    scored = {s.subject_commit: weights_at(repo_id, str(s.subject_commit), say) for s in ours}
     known = {**_benchmarks(ours, say), **(benchmarks or {})}
     user = attempt("asking who you are", lambda: str(open_hub().whoami()["name"]), say)
     files = eval_results_files(ours, known, source=source, user=user)
@@ -98,6 +100,7 @@ def submit_scores(
     def make(there: Remote | None) -> Content:
         if there is None:
             raise HubError(f"{repo_id} has gone meanwhile.")
+        _refuse_other_weights(scored, there, repo_id)
         _refuse_collisions(files, there, repo_id, say)
         return _scored(repo_id, there, ours, scores, say).with_files(files)
 
@@ -169,6 +172,16 @@ def _card_with_index(repo_id: str, remote: Remote, ours: Sequence[Score], say: S
 
 def _entry_key(entry: Any) -> tuple[Any, ...]:
     return entry.dataset_type, entry.dataset_config, entry.dataset_split, entry.metric_type, entry.metric_name
+
+
+def _refuse_other_weights(scored: Mapping[str | None, Mapping[str, str] | None], there: Remote, repo_id: str) -> None:
+    """A score is of the weights at the commit that was scored; those on the page must be the same."""
+    other = [str(commit)[:12] for commit, weights in scored.items() if weights != weights_of(there)]
+    if other:
+        raise PublishError(
+            f"These results are of {repo_id} at {', '.join(other)}, and its weights at {there.commit[:12]} are others "
+            "(or that commit is gone). Score the model as it is now."
+        )
 
 
 def _refuse_collisions(files: Mapping[str, bytes], remote: Remote, repo_id: str, say: Say) -> None:

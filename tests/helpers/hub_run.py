@@ -104,15 +104,27 @@ def record(base: Path, rank: int = 2) -> dict[str, Any]:
 
 
 def make_results(
-    folder: Path, *, model: str, peft: str | None, k: int, acc: float = 0.5, retriever: str = "minilm"
+    folder: Path,
+    *,
+    model: str,
+    peft: str | None,
+    k: int,
+    acc: float = 0.5,
+    retriever: str = "minilm",
+    identity: str | None = None,
+    later: int = 0,
 ) -> Path:
     """What ``lm_eval --output_path --log_samples`` leaves, for 8 questions of one task; returns the results file.
 
-    ``model`` and ``peft`` are Hub ids (then they have a commit) or local names.
+    ``model`` and ``peft`` are Hub ids (then they have a commit) or local names; ``identity`` is the commit or
+    fingerprint of what was scored, ``later`` the minutes by which this run came later.
     """
     kinject: dict[str, Any] = {"k": k, "model": _identity(model), "environment": {"packages": {"torch": "2.13.0"}}}
     if peft:
         kinject["peft"] = _identity(peft)
+    if identity:
+        subject = kinject["peft" if peft else "model"]
+        subject["commit" if "commit" in subject else "fingerprint"] = identity
     if k:
         kinject |= {
             "retriever": retriever,
@@ -141,7 +153,7 @@ def make_results(
         "n-shot": {task: 0},
         "n-samples": {task: {"original": 8, "effective": 8}},
         "config": {"model": "rag-hf", "model_args": arguments, "kinject": kinject},
-        "date": 1795232827.8,
+        "date": 1795232827.8 + 60 * later,
         "lm_eval_version": "0.4.13",
         "chat_template_sha": None,
         "system_instruction_sha": None,
@@ -149,7 +161,7 @@ def make_results(
         "model_name_sanitized": name,
         "pretty_env_info": "PyTorch 2.13, no paths",
     }
-    moment = f"2026-11-21T03-47-{15 + k}.685500"
+    moment = f"2026-11-21T03-{47 + later}-{15 + k}.685500"
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
     file = target / f"results_{moment}.json"

@@ -15,6 +15,7 @@ from hub_server import Fault, HubServer
 from lm_eval_kinject.errors import ArgumentError, HubError, KinjectError, PublishError
 from lm_eval_kinject.hub.publish import Plan, Published
 from lm_eval_kinject.hub.push import push_dataset, push_model, push_run
+from lm_eval_kinject.models.results import model_identity
 
 LARGE = 300_000  # bytes from which the test Hub asks for parts
 
@@ -149,8 +150,27 @@ def test_a_pull_request_to_somebody_elses_repository_is_opened_once(hub: HubServ
     assert "adapter_model.safetensors" in hub.store.files("other/ft-par", revision="refs/pr/1")
 
 
+def identity(run: Path) -> str:
+    """The folder's fingerprint as results have it."""
+    return str(model_identity(str(run), commit=None, revision=None)["fingerprint"])
+
+
+def test_results_of_what_the_folder_held_before_are_refused(
+    hub: HubServer, run: Path, base: Path, tmp_path: Path
+) -> None:
+    results = make_results(tmp_path / "out", model="reader", peft="ft-par", k=3, identity=identity(run))
+    shutil.rmtree(run)
+    make_run(run, base, seed=5)
+    refused(
+        PublishError,
+        "These results are not of what the folder ft-par holds now: current_events",
+        run,
+        results=[results],
+    )
+
+
 def test_scores_stay_while_the_weights_do(hub: HubServer, run: Path, base: Path, tmp_path: Path) -> None:
-    results = make_results(tmp_path / "out", model="reader", peft="ft-par", k=3)
+    results = make_results(tmp_path / "out", model="reader", peft="ft-par", k=3, identity=identity(run))
     push(run, results=[results])
     card = hub.store.files("me/ft-par")["README.md"].decode()
     assert "| current_events_cloze | acc | this + RAG | k=3, minilm | 0.500 | 0.215–0.785 | 8 |" in card
@@ -163,7 +183,7 @@ def test_scores_stay_while_the_weights_do(hub: HubServer, run: Path, base: Path,
 
 def test_results_on_a_benchmark_become_eval_results(hub: HubServer, run: Path, tmp_path: Path) -> None:
     for k in (0, 3):
-        make_results(tmp_path / "out", model="reader", peft="ft-par", k=k)
+        make_results(tmp_path / "out", model="reader", peft="ft-par", k=k, identity=identity(run))
     push(run, results=[tmp_path / "out"], benchmarks={"current_events_cloze": "me/questions#cloze"})
     names = [path for path in hub.store.files("me/ft-par") if path.startswith(".eval_results/")]
     assert len(names) == 2  # a file a variant

@@ -40,11 +40,18 @@ def run(hub: HubServer, tmp_path: Path) -> Path:
     return folder
 
 
+def head(hub: HubServer, repo_id: str) -> str | None:
+    """The commit that a model has now, if it is there."""
+    repo = hub.store.repos.get(("model", repo_id))
+    return repo.resolve("main").id if repo else None
+
+
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
+def results(hub: HubServer, tmp_path: Path) -> Path:
     """Four variants: base, RAG, adapter, both."""
     for peft, k, acc in ((None, 0, 0.25), (None, 3, 0.875), ("me/ft-par", 0, 0.5), ("me/ft-par", 3, 0.75)):
-        make_results(tmp_path / "out", model="me/reader", peft=peft, k=k, acc=acc)
+        commit = head(hub, peft or "me/reader")
+        make_results(tmp_path / "out", model="me/reader", peft=peft, k=k, acc=acc, identity=commit)
     return tmp_path / "out"
 
 
@@ -104,7 +111,9 @@ def test_scores_to_somebody_elses_model_are_a_pull_request(hub: HubServer, resul
     card += "      name: acc\n---\n# Theirs\n\nTheir words.\n"
     files = {"README.md": hub.store.put(card.encode())}
     repo.refs["refs/heads/main"] = hub.store.commit(repo, repo.resolve("main").id, files, "card", "other").id
-    mine = make_results(tmp_path / "theirs", model="other/base", peft=None, k=3, acc=0.875)
+    mine = make_results(
+        tmp_path / "theirs", model="other/base", peft=None, k=3, acc=0.875, identity=head(hub, "other/base")
+    )
     done = submit_scores([mine], "other/base", benchmarks={TASK: "other/bench#cloze"}, source="https://example.org/r")
     again = submit_scores([mine], "other/base", benchmarks={TASK: "other/bench#cloze"}, source="https://example.org/r")
     assert done.pull_request == again.pull_request == f"{hub.url}/other/base/discussions/1"  # type: ignore[union-attr]
@@ -131,9 +140,24 @@ def test_another_variants_file_is_never_overwritten(hub: HubServer, run: Path, r
         submit_scores([results], "me/ft-par", benchmarks={TASK: "other/bench"})
 
 
+def test_scores_of_other_weights_are_refused(hub: HubServer, run: Path, results: Path, tmp_path: Path) -> None:
+    push_run(make_run(tmp_path / "new/ft-par", tmp_path / "reader", seed=7), "me/ft-par", base="me/reader")
+    before = head(hub, "me/ft-par")
+    with pytest.raises(
+        PublishError, match=r"and its weights at [0-9a-f]{12} are others .*Score the model as it is now"
+    ):
+        submit_scores([results], "me/ft-par")
+    gone = make_results(tmp_path / "gone", model="me/reader", peft="me/ft-par", k=0)
+    with pytest.raises(PublishError, match="of me/ft-par at cccccccccccc"):
+        submit_scores([gone], "me/ft-par")
+    with pytest.raises(PublishError, match="has other weights than this run"):
+        push_run(tmp_path / "new/ft-par", "me/ft-par", base="me/reader", results=[results])
+    assert head(hub, "me/ft-par") == before
+
+
 def test_a_dataset_that_is_a_benchmark_is_found(hub: HubServer, run: Path, tmp_path: Path) -> None:
     benchmark(hub)
-    file = make_results(tmp_path / "out", model="me/reader", peft="me/ft-par", k=0)
+    file = make_results(tmp_path / "out", model="me/reader", peft="me/ft-par", k=0, identity=head(hub, "me/ft-par"))
     data = json.loads(file.read_text())
     data["configs"][TASK]["dataset_path"] = "other/bench"
     file.write_text(json.dumps(data))

@@ -14,6 +14,7 @@ from lm_eval_kinject.errors import KinjectError, ModelError, PublishError
 from lm_eval_kinject.hub import registry
 from lm_eval_kinject.hub.adapters import bundle, shape_problems, verify
 from lm_eval_kinject.hub.registry import check_base, records, resolve
+from lm_eval_kinject.models.results import model_identity
 
 
 @pytest.fixture
@@ -30,8 +31,10 @@ def bundled(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run on the reader that lies in the registry with its files; returns the record's file."""
     base = make_base(tmp_path / "assets/reader")
     monkeypatch.setattr("lm_eval_kinject.hub.adapters.assets_dir", lambda: tmp_path / "assets")
-    results = make_results(tmp_path / "out", model="reader", peft="ft-par", k=0)
-    return bundle(make_run(tmp_path / "ft-par", base), "reader-ft-par", own, licence="apache-2.0", results=[results])
+    run = make_run(tmp_path / "ft-par", base)
+    identity = model_identity(str(run), commit=None, revision=None)["fingerprint"]
+    results = make_results(tmp_path / "out", model="reader", peft="ft-par", k=0, identity=identity)
+    return bundle(run, "reader-ft-par", own, licence="apache-2.0", results=[results])
 
 
 def rewrite(file: Path, **changes: Any) -> None:
@@ -153,6 +156,13 @@ def test_only_clean_runs_are_bundled(own: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", make_base(tmp_path / "llama"))
     with pytest.raises(KinjectError, match="Only runs on the embedded reader"):
         bundle(other, "other", own)
+
+
+def test_results_of_another_folder_are_not_bundled(own: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", make_base(tmp_path / "reader"))
+    results = make_results(tmp_path / "out", model="reader", peft="run", k=0)
+    with pytest.raises(PublishError, match="not of what the folder run holds now"):
+        bundle(run, "run", own, results=[results])
 
 
 def test_the_packages_own_records_are_sound(root: Path) -> None:

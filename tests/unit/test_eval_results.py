@@ -20,6 +20,7 @@ from lm_eval_kinject.hub.eval_results import (
     eval_yaml,
     gaps,
     interval,
+    latest,
     model_index,
     read_results,
     scores_of,
@@ -91,6 +92,15 @@ def test_eval_results_files(tmp_path: Path) -> None:
     assert any("retriever=minilm" in data.decode() and "corpus=current_events@40c3b8c940c3" in data.decode()
                for data in files.values())  # fmt: skip
     assert eval_results_files(scores, {}) == {}
+
+
+def test_of_several_runs_the_latest_counts(tmp_path: Path) -> None:
+    old, new = score(tmp_path, acc=0.25), score(tmp_path, acc=0.75, later=1)
+    assert old.variant == new.variant
+    for scores in ([old, new], [new, old]):
+        assert latest(scores) == merge_scores(scores[:1], scores[1:]) == [new]
+        (data,) = eval_results_files(scores, {TASK: "cais/bench#cloze"}).values()
+        assert yaml.safe_load(data)[0]["value"] == 0.75
 
 
 def test_model_index(tmp_path: Path) -> None:
