@@ -24,7 +24,7 @@ from typing import Any
 
 import jinja2
 
-from lm_eval_kinject.context.query import sandbox
+from lm_eval_kinject.context.query import read_utf8, sandbox
 from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.records import Chunk, Hit
 
@@ -49,9 +49,9 @@ def read_template(path: str) -> str:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ArgumentError(f"context_template={path}: no such file; pass the path of a Jinja template")
-    source = file.read_text(encoding="utf-8")
+    source = read_utf8(file, f"context_template={path}")
     try:
-        sandbox().parse(source)
+        sandbox().from_string(source)  # parses, and knows every filter's name
     except jinja2.TemplateSyntaxError as error:
         raise ArgumentError(
             f"context_template={path}: not a Jinja template, line {error.lineno}: {error.message}; mend the template"

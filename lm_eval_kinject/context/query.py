@@ -41,6 +41,20 @@ def sandbox() -> SandboxedEnvironment:
     return SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
 
 
+def read_utf8(file: Path, where: str) -> str:
+    """The text of a template's file.
+
+    Raises:
+        ArgumentError: it can't be read, or isn't UTF-8; ``where`` names the argument.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{where}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+    except OSError as error:
+        raise ArgumentError(f"{where}: can't be read ({error.strerror}); pass a readable file") from error
+
+
 @dataclass(frozen=True)
 class QueryRule:
     """How a query is made of a document.
@@ -73,9 +87,9 @@ class QueryRule:
                     f"query={value}: no such file; pass question, question+choices, or the path of a file with a Jinja "
                     "template over the document (a template itself only fits into JSON model_args)"
                 )
-            source = path.read_text(encoding="utf-8")
+            source = read_utf8(path, f"query={value}")
         try:
-            sandbox().parse(source)
+            sandbox().from_string(source)  # parses, and knows every filter's name
         except jinja2.TemplateSyntaxError as error:
             raise ArgumentError(
                 f"query={value}: not a Jinja template, line {error.lineno}: {error.message}; mend the template"

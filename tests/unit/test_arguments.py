@@ -157,6 +157,17 @@ def test_templates_are_read_and_checked(hf_names, tmp_path):
     assert "never uses `chunks`" in problems_of(hf_names, context_template=str(blind))[0]
 
 
+def test_templates_that_cant_be_read_or_name_unknown_filters(hf_names, tmp_path):
+    latin, odd = tmp_path / "latin.j2", tmp_path / "odd.j2"
+    latin.write_bytes("{{ chunks }} für".encode("latin-1"))
+    odd.write_text("{{ chunks | shuot }}")
+    for name in ("query", "context_template"):
+        (problem,) = problems_of(hf_names, **{name: str(latin)})
+        assert "not UTF-8 (byte 14); save the file as UTF-8" in problem
+        (problem,) = problems_of(hf_names, **{name: str(odd)})
+        assert "No filter named 'shuot'" in problem
+
+
 def test_a_path_object_is_a_path(hf_names, tmp_path):
     assert split({"corpus": tmp_path}, hf_names).rag.corpus == str(tmp_path)
 
