@@ -36,6 +36,7 @@ from lm_eval_kinject.hub.registry import (
     find_record,
     folder_of,
     read_record,
+    reader_problems,
     records,
     refusal,
     registry_dirs,
@@ -70,6 +71,10 @@ def verify(name: str, say: Say = quiet) -> Record:
         HubError: the Hub can't be asked.
     """
     record, registry = find_record(name)
+    return _verified(record, registry, say)
+
+
+def _verified(record: Record, registry: Path, say: Say) -> Record:
     problems = [] if record.repo is None else _repository_problems(record, say)
     if problems:  # nothing of such a repository is fetched
         raise ModelError(refusal(record, problems))
@@ -77,10 +82,10 @@ def verify(name: str, say: Say = quiet) -> Record:
     problems = file_problems(record, folder)
     if not problems:
         say(f"{len(record.files)} files are as registered, weights in safetensors only")
-        problems = [*_claim_problems(record, folder), *_base_problems(record, folder, say)]
+        problems = [*_claim_problems(record, folder), *reader_problems(record), *_base_problems(record, folder, say)]
     if problems:
         raise ModelError(refusal(record, problems))
-    say(f"{name} is what its record says")
+    say(f"{record.name} is what its record says")
     return record
 
 
@@ -218,20 +223,11 @@ def add(spec: str, name: str | None = None, *, folder: Path | None = None, say: 
         return file
     if file.is_file():
         raise ModelError(f"There is a record {record.name} already ({file.name}): remove it, or give another --name.")
+    _verified(record, target, say)  # before it is written: whoever looks meanwhile, or kills us, finds no bad record
     target.mkdir(parents=True, exist_ok=True)
     _write(file, record)
-    try:
-        _verify_in(record.name, target, say)
-    except (ModelError, HubError):
-        file.unlink(missing_ok=True)
-        raise
     say(f"{record.name} is registered: use it as adapter={record.name}")
     return file
-
-
-def _verify_in(name: str, folder: Path, say: Say) -> None:
-    if folder in registry_dirs():
-        verify(name, say)
 
 
 def _write(file: Path, record: Record) -> None:

@@ -125,7 +125,7 @@ def _row(variant: str, score: Score) -> dict[str, Any]:
     return {
         "task": score.task + (f" ({score.shots}-shot)" if score.shots else ""),
         "metric": score.metric,
-        "variant": variant,
+        "variant": variant + (f" ({', '.join(score.how)})" if score.how else ""),
         "retrieval": f"k={score.k}, {score.setting['retriever']}" if score.k else "none",
         "value": f"{score.value:.3f}",
         "interval": "–" if found is None else f"{found[0]:.3f}–{found[1]:.3f}",

@@ -23,7 +23,7 @@ from typing import Any
 
 from lm_eval_kinject.errors import PublishError
 from lm_eval_kinject.hub.client import has_token
-from lm_eval_kinject.provenance import fingerprint_file
+from lm_eval_kinject.provenance import fingerprint, fingerprint_file
 
 __all__ = [
     "Content",
@@ -31,8 +31,10 @@ __all__ = [
     "TOKENIZER",
     "WEIGHTS",
     "collect",
+    "fingerprint_model",
     "is_pickle",
     "local_paths",
+    "model_files",
     "replace_paths",
     "tensor_shapes",
     "to_json",
@@ -53,7 +55,7 @@ PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"
 _LEFTOVERS = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "scaler.*", "trainer_state.json")
 """What transformers.Trainer writes beside the weights for itself; left behind without a word of blame."""
 
-_CODE_FREE = (".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".jinja")
+_CODE_FREE = (".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md", ".txt", ".jinja")
 _NO_PATHS_IN = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # "/usr" is a word there, not a place
 
 # A place on somebody's disk: an absolute path below a usual root, not part of a web address or of a longer word.
@@ -153,7 +155,7 @@ def _sort(root: Path, file: Path, allowed: Sequence[str], places: Mapping[str, s
     name = file.relative_to(root).as_posix()
     if file.is_symlink() and not file.resolve().is_relative_to(root.resolve()) and not _in_hub_cache(file):
         found.problems.append(f"{name} is a link that leads out of the folder: replace it by the file itself")
-    elif any(fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in allowed):
+    elif _matches_in_place(name, allowed):
         rewritten = _rewritten(file, name, places)
         found.files[name] = file if rewritten is None else rewritten
     elif file.suffix.lower() in PICKLED and "/" not in name and not _matches(name, _LEFTOVERS):
@@ -168,6 +170,11 @@ def _sort(root: Path, file: Path, allowed: Sequence[str], places: Mapping[str, s
 def _in_hub_cache(file: Path) -> bool:
     """Snapshots of the Hub's cache are links to ``blobs`` beside them."""
     return file.resolve().parent.name == "blobs"
+
+
+def _matches_in_place(name: str, patterns: Iterable[str]) -> bool:
+    """As `_matches`, but a star stands for no slash."""
+    return any(fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -207,6 +214,28 @@ def _same_place(one: str, other: str) -> bool:
 def to_json(value: Any) -> bytes:
     """JSON as all of our published files have it: keys sorted, indented by two."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+# Naming ---------------------------------------------------------------------------------------------------------------
+
+
+def fingerprint_model(folder: str | os.PathLike[str]) -> str:
+    """Names a model's folder by what is published of it and decides what it computes.
+
+    That is weights, settings and tokenizer: a card that was edited or a file that stays behind makes no other model.
+    """
+    root = Path(folder)
+    names = [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
+    return fingerprint({name: fingerprint_file(root / name) for name in model_files(names)})
+
+
+def model_files(names: Iterable[str]) -> list[str]:
+    """Which of a model's files `fingerprint_model` looks at; pickled weights only where there are no others."""
+    listed = sorted(names)
+    found = [name for name in listed if _matches_in_place(name, (*WEIGHTS, *SETTINGS, *TOKENIZER))]
+    if any(name.endswith(".safetensors") for name in found):
+        return found
+    return sorted([*found, *(name for name in listed if "/" not in name and name.endswith(PICKLED))])
 
 
 # Checking -------------------------------------------------------------------------------------------------------------

@@ -116,12 +116,14 @@ class Score:
         value, stderr: as lm_eval has them; ``stderr`` None where there is none.
         n: questions scored.
         shots: few-shot examples.
-        subject: what was scored: the adapter's name if there was one, else the model's (Hub id, or folder name).
+        subject: what was scored: the adapter's (or delta's) name if there was one, else the model's (Hub id, or folder
+            name).
         subject_commit: of the Hub; None for a folder.
         model: the base.
-        has_adapter: whether ``subject`` is an adapter on ``model``.
+        has_adapter: whether ``subject`` is an adapter (or delta) on ``model``.
         k: chunks in the prompt.
-        setting: everything about retrieval and prompt, plain; its fingerprint names the variant.
+        setting: everything about retrieval, prompt and how the weights were read, plain; its fingerprint names the
+            variant.
         dataset, config, split: of the questions.
         date: ISO 8601, UTC.
         limited: whether only a part of the questions was scored (``--limit``).
@@ -154,6 +156,12 @@ class Score:
         return f"{what}-{fingerprint(self.setting)[:8]}"
 
     @property
+    def how(self) -> list[str]:
+        """How weights and tokenizer were read where that isn't as usual: ``dtype=float16``."""
+        parts = {**(self.setting.get("loading") or {}), "tokenizer": self.setting.get("tokenizer")}
+        return [f"{key}={value}" for key, value in sorted(parts.items()) if value is not None]
+
+    @property
     def notes(self) -> str:
         """The setting in words, for the Hub's ``notes``."""
         setting = self.setting
@@ -162,6 +170,7 @@ class Score:
             parts += [f"retriever={setting['retriever']}"]
             parts += [f"{key}={value}" for key, value in sorted(setting["prompt"].items()) if key in _TOLD]
             parts += [f"corpus={name}@{digest[:12]}" for name, digest in sorted(setting["corpora"].items())]
+        parts += self.how
         parts += [f"{self.shots}-shot"] if self.shots is not None else []
         parts += [f"chat template {setting['chat_template'][:12]}"] if setting.get("chat_template") else []
         parts += [f"lm_eval {setting['lm_eval']}", f"metric={self.metric}", f"variant {self.variant}"]
@@ -206,7 +215,7 @@ def _score(results: Results, task: str, metric: str, value: float, stderr: Any, 
     data, kinject = results.data, results.kinject
     config = data["configs"].get(task) or {}
     counts = (data.get("n-samples") or {}).get(task) or {}
-    model, adapter = kinject.get("model") or {}, kinject.get("peft") or {}
+    model, adapter = kinject.get("model") or {}, kinject.get("peft") or kinject.get("delta") or {}
     subject = adapter or model
     date = data.get("date")
     return Score(
@@ -245,6 +254,11 @@ def _setting(results: Results, task: str) -> dict[str, Any]:
         "chat_template": data.get("chat_template_sha"),
         "system_instruction": data.get("system_instruction_sha"),
     }
+    tokenizer = kinject.get("tokenizer") or {}
+    if tokenizer:
+        setting["tokenizer"] = f"{tokenizer.get('name')}@{tokenizer.get('commit') or tokenizer.get('fingerprint')}"
+    if kinject.get("loading"):
+        setting["loading"] = dict(kinject["loading"])
     if k:
         setting["retriever"] = str(kinject.get("retriever") or "unknown")
         setting["retrievers"] = sorted(str(one.get("fingerprint")) for one in kinject.get("retrievers") or ())
@@ -388,7 +402,7 @@ def gaps(results: Results, *, samples: bool) -> list[str]:
     kinject, missing = results.kinject, []
     if not kinject:
         return ["config.kinject: score with --model rag-hf (k=0 is lm_eval's hf to the bit), which notes what was used"]
-    for part in ("model", "peft"):
+    for part in ("model", "peft", "delta", "tokenizer"):
         found = kinject.get(part)
         if part in kinject and not (found or {}).get("commit"):
             name = (found or {}).get("name")

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -29,12 +29,15 @@ from lm_eval_kinject.hub.content import (
     WEIGHTS,
     Content,
     collect,
+    model_files,
     replace_paths,
     to_json,
 )
 from lm_eval_kinject.hub.eval_results import Score, eval_results_files, eval_yaml, latest, read_results, scores_of
-from lm_eval_kinject.hub.publish import Plan, Published, Remote, has_same, look, plan, publish, read_remote
+from lm_eval_kinject.hub.publish import Make, Plan, Published, Remote, has_same, look, plan, publish, read_remote
+from lm_eval_kinject.hub.registry import READER
 from lm_eval_kinject.hub.run import FILE, Run, parse_run, read_run
+from lm_eval_kinject.plugin import assets_dir
 
 __all__ = ["Place", "push_dataset", "push_model", "push_run"]
 
@@ -137,17 +140,28 @@ def push_run(
     def make(remote: Remote | None) -> Content:
         return with_record(content, run, facts, scores, remote, say)
 
+    message = f"Publish {run.recipe['variant']} ({run.recipe['method']}) on {run.corpus['name']}"
+    request = f"run {run.recipe_fingerprint[:16]}" if pull_request else None
+    return _send(make, repo_id, "model", message, _stale, public, request, dry_run, say)
+
+
+def _send(
+    content: Content | Make,
+    repo_id: str,
+    kind: Literal["model", "dataset"],
+    message: str,
+    gone: Callable[[str], bool],
+    public: bool,
+    request: str | None,
+    dry_run: bool,
+    say: Say,
+) -> Published | Plan:
+    """Publishes, or plans the very same; a pull request removes nothing from what is somebody else's."""
+    kept = None if request else gone
     if dry_run:
-        return plan(make, repo_id, kind="model", gone=_stale, say=say)
+        return plan(content, repo_id, kind=kind, public=public, gone=kept, pull_request=request, say=say)
     return publish(
-        make,
-        repo_id,
-        kind="model",
-        message=f"Publish {run.recipe['variant']} ({run.recipe['method']}) on {run.corpus['name']}",
-        public=public,
-        gone=None if pull_request else _stale,
-        pull_request=f"run {run.recipe_fingerprint[:16]}" if pull_request else None,
-        say=say,
+        content, repo_id, kind=kind, message=message, public=public, gone=kept, pull_request=request, say=say
     )
 
 
@@ -207,9 +221,10 @@ def _base(run: Run, given: str | None, say: Say) -> tuple[Place, Remote]:
     if name is None and run.base.get("commit"):
         name = f"{run.base['name']}@{run.base['commit']}"
     if name is None:
+        folder = assets_dir() / READER if run.base["name"] == READER else "FOLDER"
         raise PublishError(
             f"The base of this run, {run.base['name']}, is local, and nobody else could load the result. Push it first "
-            "(`kinject push FOLDER --as model --to owner/name`), then push the run with --base owner/name."
+            f"(`kinject push {folder} --as model --to owner/name`), then push the run with --base owner/name."
         )
     return Place.find(name, "model", "The base", say)
 
@@ -229,15 +244,14 @@ def _check_base(run: Run, place: Place, remote: Remote, say: Say) -> None:
 
 
 def _folder_fingerprint(place: Place, remote: Remote, say: Say) -> str:
-    """What `fingerprint_folder` would say of a repository's files; downloads only the small ones."""
+    """What `fingerprint_model` would say of a repository's files; downloads only the small ones."""
     import hashlib
 
     from lm_eval_kinject.provenance import fingerprint
 
     entries = {}
-    for path, file in remote.files.items():
-        if any(part.startswith(".") for part in path.split("/")):
-            continue
+    for path in model_files(remote.files):
+        file = remote.files[path]
         if file.sha256 is not None:
             entries[path] = file.sha256
         else:
@@ -398,7 +412,13 @@ def merge_scores(old: Iterable[Score], new: Iterable[Score]) -> list[Score]:
 
 
 def push_model(
-    folder: str | Path, repo_id: str, *, public: bool = False, dry_run: bool = False, say: Say = quiet
+    folder: str | Path,
+    repo_id: str,
+    *,
+    public: bool = False,
+    pull_request: bool = False,
+    dry_run: bool = False,
+    say: Say = quiet,
 ) -> Published | Plan:
     """Publishes a transformers folder as it is, for runs to be based on; arguments and errors as for `push_run`."""
     check_repo_id(repo_id)
@@ -407,16 +427,9 @@ def push_model(
         raise PublishError(f"The folder {Path(folder).name} is no model: it needs config.json and safetensors weights.")
     if "README.md" not in content.files:
         say(f"{Path(folder).name} has no README.md: the repository will have no card and no licence")
-    if dry_run:
-        return plan(content, repo_id, kind="model", gone=_stale, say=say)
-    return publish(
-        content,
-        repo_id,
-        kind="model",
-        message=f"Publish {Path(folder).resolve().name}",
-        public=public,
-        gone=_stale,
-        say=say,
+    name = Path(folder).resolve().name
+    return _send(
+        content, repo_id, "model", f"Publish {name}", _stale, public, "model" if pull_request else None, dry_run, say
     )
 
 
@@ -429,6 +442,7 @@ def push_dataset(
     *,
     framework: str = "lm-evaluation-harness",
     public: bool = False,
+    pull_request: bool = False,
     dry_run: bool = False,
     say: Say = quiet,
 ) -> Published | Plan:
@@ -454,9 +468,8 @@ def push_dataset(
         written, word = eval_yaml(name, f"Questions of {name}.", tasks, framework)
         say(word)
         content = content.with_files({"eval.yaml": written} if written is not None else {})
-    if dry_run:
-        return plan(content, repo_id, kind="dataset", gone=_is_table, say=say)
-    return publish(content, repo_id, kind="dataset", message=f"Publish {name}", public=public, gone=_is_table, say=say)
+    request = "data" if pull_request else None
+    return _send(content, repo_id, "dataset", f"Publish {name}", _is_table, public, request, dry_run, say)
 
 
 def _is_table(path: str) -> bool:

@@ -24,9 +24,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lm_eval_kinject.errors import ModelError, PublishError
-from lm_eval_kinject.hub.content import PICKLED, is_pickle, tensor_shapes
+from lm_eval_kinject.hub.content import PICKLED, fingerprint_model, is_pickle, tensor_shapes
 from lm_eval_kinject.hub.fetch import fetch_snapshot
-from lm_eval_kinject.plugin import adapters_dir
+from lm_eval_kinject.plugin import adapters_dir, assets_dir
 from lm_eval_kinject.provenance import fingerprint_file
 from lm_eval_kinject.retrieval import cache_dir
 
@@ -222,11 +222,12 @@ def resolve(name: str) -> ResolvedAdapter:
 
     Raises:
         ModelError: no such record, a record that can't be used, a revision that is gone, files that aren't what the
-            record says, or the Hub can't be reached and the cache hasn't got it.
+            record says, another embedded reader than it was trained on, or the Hub can't be reached and the cache
+            hasn't got it.
     """
     record, registry = find_record(name)
     folder = folder_of(record, registry)
-    problems = file_problems(record, folder)
+    problems = [*file_problems(record, folder), *reader_problems(record)]
     if problems:
         raise ModelError(refusal(record, problems))
     return ResolvedAdapter(
@@ -300,6 +301,19 @@ def file_problems(record: Record, folder: Path) -> list[str]:
         elif is_pickle(file):
             problems.append(f"{path} is pickled: whoever loads it runs its code")
     return problems
+
+
+def reader_problems(record: Record) -> list[str]:
+    """Whether the embedded reader is the one that an adapter was trained on (where there is none, loading says so)."""
+    folder = assets_dir() / READER
+    wanted = record.base.fingerprint
+    if not record.adapter or record.base.name != READER or wanted is None or not (folder / "config.json").is_file():
+        return []
+    found = fingerprint_model(folder)
+    if found == wanted:
+        return []
+    editions = f"{wanted[:16]}…, not {found[:16]}…"
+    return [f"it was trained on another edition of the embedded reader ({editions}): install its release"]
 
 
 def _weights_problems(file: Path, path: str) -> list[str]:

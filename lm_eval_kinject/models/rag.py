@@ -21,9 +21,17 @@ from typing import Any
 from lm_eval_kinject.errors import ArgumentError, ModelError
 from lm_eval_kinject.hub.registry import READER, ResolvedAdapter, check_base, resolve
 from lm_eval_kinject.models import task_hook
-from lm_eval_kinject.models.arguments import split
+from lm_eval_kinject.models.arguments import WHERE, split
 from lm_eval_kinject.models.prompts import Library, PromptWriter, clock, mark_on
-from lm_eval_kinject.models.results import Figure, check_complete, figure_of, figures, model_identity, ties
+from lm_eval_kinject.models.results import (
+    Figure,
+    check_complete,
+    figure_of,
+    figures,
+    loading,
+    model_identity,
+    ties,
+)
 from lm_eval_kinject.plugin import assets_dir
 from lm_eval_kinject.provenance import environment
 
@@ -31,6 +39,7 @@ __all__ = ["RagMixin"]
 
 _log = logging.getLogger("lm_eval.kinject")  # below lm_eval's logger, whose handler shows it
 
+_COMPANIONS = ("peft", "delta", "tokenizer")
 _REAL_MODEL = "Qwen/Qwen3-0.6B-Base"
 
 
@@ -45,6 +54,7 @@ class RagMixin:
         ArgumentError: an argument is unknown, unsound or contradicts another; nothing has been loaded then.
         CorpusError: ``corpus=`` can't be loaded; no model has been loaded then.
         ModelError: the language model can't be reached.
+        ProvenanceError: with ``k=0``: it can't be named (with ``k > 0`` all is checked before the first score).
     """
 
     host_class: Any
@@ -80,6 +90,14 @@ class RagMixin:
         library = Library(self.rag, "cpu", self._seconds)
         if self.rag.k > 0 and self.rag.corpus is not None:
             library.corpus(self.rag.corpus)  # what is wrong with it is found before the model is loaded
+        usual = {p.name: p.default for p in parameters}
+        self._loading = loading(hf, usual)
+        # Looked up now and once: a name on the Hub can mean another commit after the evaluation.
+        self._companions = {
+            part: model_identity(hf[part], commit=None, revision=hf.get("revision", usual.get("revision")))
+            for part in _COMPANIONS
+            if hf.get(part)
+        }
         self._load(hf)
         library.device = str(self.device)
         self._library = library
@@ -88,6 +106,8 @@ class RagMixin:
             task_hook.install()
         if self.rag.scorer == "shared":
             self._prepare_scorer()
+        if self.rag.k == 0:
+            check_complete(self.provenance())
 
     # Loading --------------------------------------------------------------------------------------------------------
 
@@ -106,14 +126,16 @@ class RagMixin:
     def _put_on(self, hf: dict[str, Any], name: str) -> None:
         """Replaces ``adapter=`` by what ``hf`` understands: a checked folder, and its base where none is given."""
         found = self._adapter = resolve(name)
+        if not found.adapter and hf.get("pretrained") is not None:
+            raise ArgumentError(f"adapter={name} is a whole model, in the place of pretrained=; remove one", WHERE)
         if not found.adapter:
             hf["pretrained"] = str(found.path)
             return
         if hf.get("pretrained") is None and found.base != READER:
             hf["pretrained"] = found.base
-            if found.base_revision:
-                hf.setdefault("revision", found.base_revision)
         check_base(found, hf.get("pretrained"))
+        if hf.get("pretrained") == found.base and found.base_revision and not Path(found.base).is_dir():
+            _pin(hf, found)
         hf["peft"] = str(found.path)
 
     def _load(self, hf: dict[str, Any]) -> None:
@@ -126,7 +148,13 @@ class RagMixin:
                     f"The disk is full, so {name} can't be downloaded. Make room, or set HF_HOME to a larger disk."
                 ) from error
             raise ModelError(_unreachable(hf, str(error))) from error
+        except RuntimeError as error:
+            if hf.get("peft") and "size mismatch" in str(error):
+                raise ModelError(_misfit(hf, "its matrices have other shapes than the base's modules")) from error
+            raise
         except ValueError as error:
+            if hf.get("peft") and "not found in the base model" in str(error):
+                raise ModelError(_misfit(hf, str(error).split(". ")[0])) from error
             if "adapter_config.json" in str(error) or "Unrecognized model" in str(error):
                 raise ModelError(_unreachable(hf, str(error))) from error
             raise
@@ -254,8 +282,9 @@ class RagMixin:
             "scorer": self._scorer_used(),
             "environment": environment(),
         }
-        if peft := getattr(self, "peft", None):
-            made["peft"] = model_identity(peft, commit=None, revision=self.revision)
+        made |= self._companions
+        if self._loading:
+            made["loading"] = self._loading
         if self._adapter is not None:
             made["adapter"] = self._adapter.name
             if self._adapter.identity is not None:  # the Hub's name and commit say more than a folder in its cache
@@ -302,6 +331,17 @@ class RagMixin:
             self._written.update({(figure.task, figure.doc_id): figure for figure in part})
 
 
+def _pin(hf: dict[str, Any], adapter: ResolvedAdapter) -> None:
+    """Loads the base at the commit that an adapter was trained on, and no other."""
+    given = hf.setdefault("revision", adapter.base_revision)
+    if given != adapter.base_revision:
+        raise ArgumentError(
+            f"revision={given}: adapter={adapter.name} was trained on {adapter.base} at {adapter.base_revision}; "
+            "remove revision=, or pass that one",
+            WHERE,
+        )
+
+
 def _embedded_reader() -> str:
     folder = assets_dir() / "reader"
     if not (folder / "config.json").is_file():
@@ -315,6 +355,13 @@ def _embedded_reader() -> str:
         _REAL_MODEL,
     )
     return str(folder)
+
+
+def _misfit(hf: dict[str, Any], problem: str) -> str:
+    return (
+        f"The adapter peft={hf['peft']} doesn't fit the model pretrained={hf['pretrained']}: {problem}. Pass the base "
+        "that it was trained on (base_model_name_or_path in its adapter_config.json)."
+    )
 
 
 def _unreachable(hf: dict[str, Any], problem: str) -> str:

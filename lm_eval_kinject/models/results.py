@@ -168,8 +168,51 @@ def _commit(name: str, revision: str | None) -> str | None:
         return None  # `check_complete` says what is missing and what to do
 
 
+_NOTED_ELSEWHERE = frozenset({"pretrained", "revision", "peft", "delta", "tokenizer"})
+_MECHANICS = frozenset(
+    {
+        "batch_size", "cache_dir", "device", "device_map", "disable_mmap", "force_download", "local_files_only",
+        "logits_cache", "low_cpu_mem_usage", "max_batch_size", "max_cpu_memory", "max_memory", "max_memory_per_gpu",
+        "offload_buffers", "offload_folder", "offload_state_dict", "parallelize", "proxies", "tp_plan", "tp_size",
+        "use_cache", "weights_only",
+    }
+)  # fmt: skip
+"""Arguments of ``hf`` that say where and how fast, and not what, is computed."""
+
+
+def loading(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """How weights and tokenizer are read where that isn't as usual: dtype, quantisation, subfolder and so on.
+
+    Args:
+        given: arguments of lm_eval's ``hf``.
+        usual: its defaults.
+
+    Returns:
+        Name -> plain value without a path; an object is named by its class.
+    """
+    left_out = _NOTED_ELSEWHERE | _MECHANICS
+    return {
+        name: _plain(value)
+        for name, value in sorted(given.items())
+        if name not in left_out and value != usual.get(name)
+    }
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return Path(value).name if value.startswith(("/", "~", ".")) else value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    text = str(value)
+    return text.removeprefix("torch.") if text.startswith("torch.") else type(value).__name__
+
+
 def check_complete(provenance: Mapping[str, Any]) -> None:
-    """Makes sure that nothing that a result must name is missing.
+    """Makes sure that nothing that a result must name is missing; with ``k=0`` that is what was scored, and on what.
 
     Raises:
         ProvenanceError: naming everything that is.
@@ -182,13 +225,15 @@ def check_complete(provenance: Mapping[str, Any]) -> None:
         "seeds": ("retriever",),
         "environment": ("python", "packages"),
     }
+    if provenance.get("k") == 0:
+        required = {part: required[part] for part in ("model", "environment")}
     missing = [
         f"{part}.{name}" if name else part
         for part, names in required.items()
         for name in (names or ("",))
         if (not provenance.get(part) if not name else (provenance.get(part) or {}).get(name) is None)
     ]
-    for part in ("model", "peft"):
+    for part in ("model", "peft", "delta", "tokenizer"):
         found = provenance.get(part)
         if found and not (found.get("commit") or found.get("fingerprint")):
             missing.append(f"{part}.commit (of {found.get('name')})")

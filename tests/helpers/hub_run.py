@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from lm_eval_kinject.provenance import fingerprint, fingerprint_folder
+from lm_eval_kinject.hub.content import fingerprint_model
+from lm_eval_kinject.provenance import fingerprint
 
 HIDDEN = 8
 PNG = bytes.fromhex(
@@ -78,7 +79,7 @@ def record(base: Path, rank: int = 2) -> dict[str, Any]:
     return {
         "recipe": recipe,
         "recipe_fingerprint": fingerprint(recipe),
-        "base": {"name": base.name, "identity": fingerprint_folder(base)},
+        "base": {"name": base.name, "identity": fingerprint_model(base)},
         "files": {"picture": "loss.png", "log": "log.jsonl"},
         "corpus": {
             "name": "current_events",

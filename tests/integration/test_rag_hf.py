@@ -607,6 +607,82 @@ def test_an_adapter_is_named_in_the_results(place, tmp_path):
     assert len(said["fingerprint"]) == 64
 
 
+@pytest.fixture
+def lora(place, tmp_path):
+    """An adapter on the tiny Llama, as a folder."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    base = AutoModelForCausalLM.from_pretrained(make_tiny("llama", place / "models"))
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_what_was_loaded_is_named_once(place, lora):
+    base = make_tiny("llama", place / "models")
+    lm = RagHFLM(pretrained=base, peft=str(lora), tokenizer=base, dtype="bfloat16", k=0, device="cpu")
+    before = lm.provenance()
+    (lora / "adapter_model.safetensors").write_bytes(b"other weights, after loading")
+    assert lm.provenance() == before
+    assert before["tokenizer"]["fingerprint"] == before["model"]["fingerprint"]
+    assert before["loading"] == {"dtype": "bfloat16"}
+
+
+def test_what_has_no_commit_is_not_scored_closed_book_either(place, lora, monkeypatch):
+    def nameless(name, *, commit, revision):
+        return {"name": "me/adapter", "revision": revision, "commit": None}
+
+    monkeypatch.setattr("lm_eval_kinject.models.rag.model_identity", nameless)
+    with pytest.raises(ProvenanceError, match=r"peft\.commit \(of me/adapter\)"):
+        RagHFLM(pretrained=make_tiny("llama", place / "models"), peft=str(lora), k=0, device="cpu")
+
+
+def test_an_adapter_of_another_shape(place, lora):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = lora / "adapter_model.safetensors"
+    wider = {n: torch.zeros(t.shape[0], t.shape[1] + 1) if "lora_A" in n else t for n, t in load_file(file).items()}
+    save_file(wider, file)
+    base = make_tiny("llama", place / "models")
+    with pytest.raises(ModelError, match=r"doesn't fit the model.*other shapes than the base's modules.*Pass the base"):
+        RagHFLM(pretrained=base, peft=str(lora), k=0, device="cpu")
+    config = json.loads((lora / "adapter_config.json").read_text())
+    (lora / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["c_attn"]}))
+    with pytest.raises(ModelError, match=r"doesn't fit the model.*Target modules .*c_attn.* not found"):
+        RagHFLM(pretrained=base, peft=str(lora), k=0, device="cpu")
+
+
+def test_the_base_is_loaded_at_the_commit_of_the_record(monkeypatch, tmp_path):
+    from lm_eval_kinject.hub.registry import ResolvedAdapter
+
+    commit = "0123456789" * 4
+    known = {
+        "events": ResolvedAdapter("events", tmp_path, "me/events", "a" * 40, True, "me/base", commit),
+        "whole": ResolvedAdapter("whole", tmp_path, "me/whole", "a" * 40, False, "me/base", commit),
+    }
+    monkeypatch.setattr("lm_eval_kinject.models.rag.resolve", known.__getitem__)
+    loaded: list[dict] = []
+
+    def load(self, hf):
+        loaded.append(hf)
+        raise ModelError("far enough")
+
+    monkeypatch.setattr(RagHFLM, "_load", load)
+    for given in ({}, {"pretrained": "me/base"}, {"pretrained": "me/base", "revision": commit}):
+        with pytest.raises(ModelError, match="far enough"):
+            RagHFLM(adapter="events", k=0, **given)
+        assert (loaded[-1]["pretrained"], loaded[-1]["revision"]) == ("me/base", commit)
+    for given in ({"revision": "main"}, {"pretrained": "me/base", "revision": "v1"}):
+        with pytest.raises(
+            ArgumentError, match=r"adapter=events was trained on me/base at 0123456789.*remove revision="
+        ):
+            RagHFLM(adapter="events", k=0, **given)
+    with pytest.raises(ArgumentError, match="adapter=whole is a whole model, in the place of pretrained=; remove one"):
+        RagHFLM(adapter="whole", pretrained="me/other", k=0)
+
+
 def test_an_adapter_of_the_registry_by_its_name(place, tmp_path, monkeypatch):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

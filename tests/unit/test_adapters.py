@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,17 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache/adapters"
 
 
+def assets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Puts another reader in the place of the embedded one."""
+    for room in ("adapters", "registry"):
+        monkeypatch.setattr(f"lm_eval_kinject.hub.{room}.assets_dir", lambda: tmp_path / "assets")
+
+
 @pytest.fixture
 def bundled(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run on the reader that lies in the registry with its files; returns the record's file."""
     base = make_base(tmp_path / "assets/reader")
-    monkeypatch.setattr("lm_eval_kinject.hub.adapters.assets_dir", lambda: tmp_path / "assets")
+    assets(monkeypatch, tmp_path)
     run = make_run(tmp_path / "ft-par", base)
     identity = model_identity(str(run), commit=None, revision=None)["fingerprint"]
     results = make_results(tmp_path / "out", model="reader", peft="ft-par", k=0, identity=identity)
@@ -53,6 +60,16 @@ def test_a_bundled_adapter_works_without_a_network(bundled: Path) -> None:
     assert record.size == sum(p.stat().st_size for p in found.path.iterdir())
     assert verify("reader-ft-par") == record
     assert "  base     reader@" + str(record.base.fingerprint) in record.lines()
+
+
+def test_another_edition_of_the_reader_is_refused(bundled: Path, tmp_path: Path) -> None:
+    (tmp_path / "assets/reader/README.md").write_text("Another card makes no other reader.")
+    resolve("reader-ft-par")
+    shutil.rmtree(tmp_path / "assets")
+    make_base(tmp_path / "assets/reader", seed=9)
+    for call in (resolve, verify):
+        with pytest.raises(ModelError, match="it was trained on another edition of the embedded reader"):
+            call("reader-ft-par")
 
 
 def test_changed_files_are_refused(bundled: Path) -> None:
@@ -83,7 +100,7 @@ def test_claims_that_dont_hold(bundled: Path, changes: dict[str, Any], text: str
 
 def test_an_adapter_of_another_width_is_refused(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = make_base(tmp_path / "assets/reader")
-    monkeypatch.setattr("lm_eval_kinject.hub.adapters.assets_dir", lambda: tmp_path / "assets")
+    assets(monkeypatch, tmp_path)
     bundle(make_run(tmp_path / "wide", base, width=HIDDEN + 1), "wide", own)
     with pytest.raises(ModelError, match=r"lora_A.weight is \(2, 9\) and doesn't fit the base's \(8, 8\)"):
         verify("wide")

@@ -15,6 +15,7 @@ from huggingface_hub import parse_eval_result_entries
 
 from lm_eval_kinject.errors import PublishError
 from lm_eval_kinject.hub.eval_results import (
+    Results,
     Score,
     eval_results_files,
     eval_yaml,
@@ -77,6 +78,34 @@ def test_a_variant_is_its_setting(tmp_path: Path) -> None:
     assert len({one.variant, score(tmp_path, k=0).variant, score(tmp_path, retriever="bge").variant}) == 3
     assert one.variant.startswith("k3-minilm-")
     assert score(tmp_path, retriever="org/My_Model").variant.startswith("k3-my-model-")
+
+
+def altered(tmp_path: Path, **kinject: object) -> Results:
+    file = make_results(tmp_path / str(kinject), model="me/reader", peft=None, k=3)
+    data = json.loads(file.read_text())
+    data["config"]["kinject"] |= kinject
+    file.write_text(json.dumps(data))
+    return read_results(file)[0]
+
+
+def test_two_models_never_share_a_variant(tmp_path: Path) -> None:
+    changes: list[dict[str, object]] = [
+        {},
+        {"tokenizer": {"name": "me/tok", "commit": "a" * 40}},
+        {"tokenizer": {"name": "me/tok", "commit": "b" * 40}},
+        *({"loading": one} for one in ({"dtype": "float16"}, {"load_in_4bit": True}, {"subfolder": "x"})),
+    ]
+    scores = [scores_of(altered(tmp_path, **change))[0] for change in changes]
+    assert len({score.variant for score in scores}) == len(changes)
+    assert "dtype=float16" in scores[3].notes
+    (delta,) = scores_of(altered(tmp_path, delta={"name": "me/delta", "commit": "d" * 40}))
+    assert (delta.subject, delta.subject_commit, delta.model) == ("me/delta", "d" * 40, "me/reader")
+
+
+@pytest.mark.parametrize("part", ["delta", "tokenizer"])
+def test_companions_without_a_commit_are_gaps(tmp_path: Path, part: str) -> None:
+    (gap,) = gaps(altered(tmp_path, **{part: {"name": "t", "fingerprint": "f" * 64}}), samples=False)
+    assert gap.startswith(f"kinject.{part}.commit: t has none")
 
 
 def test_eval_results_files(tmp_path: Path) -> None:

@@ -14,7 +14,16 @@ from safetensors.numpy import save
 from lm_eval_kinject.errors import ArgumentError, HubError, PublishError
 from lm_eval_kinject.hub import client
 from lm_eval_kinject.hub.client import attempt, check_repo_id, redact
-from lm_eval_kinject.hub.content import Content, collect, is_pickle, local_paths, replace_paths, tensor_shapes
+from lm_eval_kinject.hub.content import (
+    Content,
+    collect,
+    fingerprint_model,
+    is_pickle,
+    local_paths,
+    replace_paths,
+    tensor_shapes,
+)
+from lm_eval_kinject.provenance import fingerprint, fingerprint_file
 
 TOKEN = "hf_" + "a1" * 17
 
@@ -83,6 +92,28 @@ def test_collecting_is_by_an_allow_list(tmp_path: Path) -> None:
     assert found.left_out == (
         ".env", "checkpoint-1/model.safetensors", "checkpoint-1/optimizer.pt", "notes.txt", "training_args.bin",
     )  # fmt: skip
+
+
+def test_a_model_is_what_is_published_of_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"old")
+    (tmp_path / "optimizer").mkdir()
+    pickled = fingerprint_model(tmp_path)
+    assert pickled == fingerprint({n: fingerprint_file(tmp_path / n) for n in ("config.json", "pytorch_model.bin")})
+    (tmp_path / "model.safetensors").write_bytes(save({"a": np.zeros(2)}))
+    model = fingerprint_model(tmp_path)
+    assert model == fingerprint({n: fingerprint_file(tmp_path / n) for n in ("config.json", "model.safetensors")})
+    for name in ("README.md", "notes.txt", "optimizer/model.safetensors", ".hidden"):
+        (tmp_path / name).write_text("left behind, or not the model")
+    assert fingerprint_model(tmp_path) == model
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert fingerprint_model(tmp_path) != model
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl"])
+def test_tables_of_text_are_looked_through(name: str) -> None:
+    with pytest.raises(PublishError, match="holds an access token"):
+        Content({name: f"id,text\n1,{TOKEN}\n".encode()}).check()
 
 
 def test_paths_are_replaced_whole(tmp_path: Path) -> None:

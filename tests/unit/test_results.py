@@ -6,7 +6,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from lm_eval_kinject.errors import ProvenanceError
-from lm_eval_kinject.models.results import Figure, check_complete, figures, model_identity, ties
+from lm_eval_kinject.models.results import Figure, check_complete, figures, loading, model_identity, ties
 
 
 def figure(doc_id, rank, *, task="t", gold=True, used=True, dropped=0, truncated=False, tokens=10):
@@ -74,6 +74,8 @@ COMPLETE = {
     [
         ({"model": {"name": "m", "commit": None}}, r"model\.commit \(of m\)"),
         ({"peft": {"name": "p", "commit": None}}, r"peft\.commit \(of p\)"),
+        ({"delta": {"name": "d", "commit": None}}, r"delta\.commit \(of d\)"),
+        ({"tokenizer": {"name": "t", "commit": None}}, r"tokenizer\.commit \(of t\)"),
         ({"corpora": []}, "corpora"),
         ({"corpora": [{"name": "c", "fingerprint": "f"}]}, r"corpora\.c\.chunking"),
         ({"retrievers": [{"name": "r"}]}, r"retrievers\.r\.fingerprint"),
@@ -86,6 +88,26 @@ def test_what_is_missing_is_named(change, missing):
     check_complete(COMPLETE)
     with pytest.raises(ProvenanceError, match=missing):
         check_complete({**COMPLETE, **change})
+
+
+def test_without_retrieval_the_model_must_be_named_too():
+    bare = {"k": 0, **{part: COMPLETE[part] for part in ("model", "environment")}}
+    check_complete(bare)
+    for part in ("model", "peft", "delta", "tokenizer"):
+        with pytest.raises(ProvenanceError, match=rf"couldn't name {part}\.commit \(of x\)"):
+            check_complete({**bare, part: {"name": "x", "commit": None}})
+
+
+def test_how_the_weights_are_read():
+    given = {
+        "pretrained": "a/b", "device": "cpu", "batch_size": 4, "dtype": "float16", "subfolder": "",
+        "gguf_file": "q4.gguf", "load_in_4bit": True, "quantization_config": object(),
+        "config": "/home/ann/config.json", "truncation": False,
+    }  # fmt: skip
+    assert loading(given, {"dtype": "auto", "subfolder": "", "truncation": False}) == {
+        "config": "config.json", "dtype": "float16", "gguf_file": "q4.gguf", "load_in_4bit": True,
+        "quantization_config": "object",
+    }  # fmt: skip
 
 
 def test_a_folder_is_named_by_its_content(tmp_path):

@@ -20,9 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from kinject_trainer.recipe import ADAPTERS, Recipe
 from lm_eval_kinject.errors import ArgumentError, ModelError
+from lm_eval_kinject.hub.content import fingerprint_model
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.plugin import assets_dir
-from lm_eval_kinject.provenance import fingerprint, fingerprint_folder
+from lm_eval_kinject.provenance import fingerprint
 
 __all__ = [
     "Base",
@@ -70,7 +71,7 @@ def find_base(recipe: Recipe) -> Base:
         folder = assets_dir() / READER
         if not (folder / "config.json").is_file():
             raise ModelError(f"The embedded reader is not in {assets_dir()}: reinstall, or name another model.")
-        return Base(READER, folder, fingerprint_folder(folder))
+        return Base(READER, folder, fingerprint_model(folder))
     folder = Path(recipe.model).expanduser()
     if not folder.is_dir():
         if recipe.model.count("/") != 1 or recipe.model.startswith((".", "~", "/")):
@@ -84,7 +85,7 @@ def find_base(recipe: Recipe) -> Base:
         return Base(recipe.model, found.path, found.commit)
     if not (folder / "config.json").is_file():
         raise ModelError(f"The folder {recipe.model} is no model: it has no config.json.")
-    made = fingerprint_folder(folder)
+    made = fingerprint_model(folder)
     wanted = recipe.model_revision
     if wanted is not None and (len(wanted) < _DIGITS or not made.startswith(wanted)):
         raise ModelError(
