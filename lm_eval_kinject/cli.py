@@ -7,21 +7,39 @@ function of one of the rooms, imported when the command runs, so that `kinject -
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from lm_eval_kinject import __version__
-from lm_eval_kinject.errors import KinjectError
+from lm_eval_kinject.errors import ArgumentError, KinjectError
 
 if TYPE_CHECKING:
     from lm_eval_kinject.hub.publish import Plan, Published
 
+
+class _Stopped(Exception):
+    """Ctrl-C inside a command."""
+
+
+class _Commands(TyperGroup):
+    """Lets Ctrl-C through to `main`: Typer would end the process without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise _Stopped from stop
+
+
 app = typer.Typer(
     name="kinject",
+    cls=_Commands,
     help="Inject knowledge into a language model and measure it with lm_eval.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -51,7 +69,7 @@ def main() -> None:
     except KinjectError as error:
         print(f"kinject: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (_Stopped, KeyboardInterrupt):
         print("kinject: stopped; unfinished work is kept where it can be gone on with", file=sys.stderr)
         sys.exit(130)
 
@@ -214,15 +232,30 @@ def push(
     results: Annotated[list[Path] | None, typer.Option("--results", help="lm_eval's results, for the card")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="of the weights; default: the base's")] = None,
     public: PublicOption = False,
+    framework: Annotated[
+        str | None, typer.Option("--framework", help="of the Hub's list, for a data set's eval.yaml")
+    ] = None,
     pull_request: Annotated[bool, typer.Option("--pr", help="a pull request, for somebody else's repository")] = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Publish a run (adapter or model, with card and scores), a base model, or a data set on the Hub."""
     from lm_eval_kinject.hub.push import push_dataset, push_model, push_run
 
-    if kind != "run":
-        publish = push_model if kind == "model" else push_dataset
-        _report(publish(folder, to, public=public, dry_run=dry_run, say=_say))
+    of_runs = {
+        "--base": base, "--unchecked-base": unchecked_base, "--corpus": corpus, "--results": results,
+        "--licence": licence,
+    }  # fmt: skip
+    _refuse_idle(kind, {"run": of_runs, "model": {}, "dataset": {"--framework": framework}})
+    if public and pull_request:
+        raise ArgumentError(
+            "--public is for a repository of your own, --pr for somebody else's; remove one", "kinject push"
+        )
+    if kind == "model":
+        _report(push_model(folder, to, public=public, pull_request=pull_request, dry_run=dry_run, say=_say))
+        return
+    if kind == "dataset":
+        more = {"framework": framework} if framework else {}
+        _report(push_dataset(folder, to, public=public, pull_request=pull_request, dry_run=dry_run, say=_say, **more))
         return
     _report(
         push_run(
@@ -309,6 +342,19 @@ def adapters_add(
     from lm_eval_kinject.hub.adapters import add
 
     add(repo, name, folder=folder, say=_say)
+
+
+def _refuse_idle(kind: str, options: Mapping[str, Mapping[str, object]]) -> None:
+    """Refuses options that mean nothing for what is published: one that is ignored is one that misleads."""
+    problems = [
+        f"{name} is for --as {other} and means nothing with --as {kind}; remove it"
+        for other, named in options.items()
+        if other != kind
+        for name, value in named.items()
+        if value
+    ]
+    if problems:
+        raise ArgumentError(problems, "kinject push")
 
 
 def _say(line: str) -> None:

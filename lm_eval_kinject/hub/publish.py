@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +56,8 @@ class Plan:
         add, replace, remove, keep: paths; ``keep`` are those that the Hub has with the same content.
         sizes: bytes of the files that are added or replaced.
         left_out: files of the folder that aren't published.
+        public: whether the repository is opened to everybody afterwards.
+        pull_request: whether all this would be in a pull request.
     """
 
     repo_id: str
@@ -67,6 +69,8 @@ class Plan:
     keep: tuple[str, ...]
     sizes: Mapping[str, int]
     left_out: tuple[str, ...] = ()
+    public: bool = False
+    pull_request: bool = False
 
     @property
     def empty(self) -> bool:
@@ -76,8 +80,10 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan for a person to read: a line a file, and the sum."""
         width = max((len(path) for path in self.sizes), default=0)
-        new = "" if self.exists else " (new, private)"
-        lines = [f"{self.kind} {self.repo_id}{new}"]
+        notes = [] if self.exists else ["new", "public" if self.public else "private"]
+        notes += ["to be public"] if self.exists and self.public else []
+        notes += ["a pull request"] if self.pull_request else []
+        lines = [f"{self.kind} {self.repo_id}" + (f" ({', '.join(notes)})" if notes else "")]
         for sign, paths in (("+", self.add), ("~", self.replace)):
             lines += [f"  {sign} {path:<{width}}  {_bytes(self.sizes[path]):>10}" for path in paths]
         lines += [f"  - {path}" for path in self.remove]
@@ -197,11 +203,41 @@ def _difference(
 
 
 def plan(
-    content: Content | Make, repo_id: str, *, kind: Kind, gone: Callable[[str], bool] | None = None, say: Say = quiet
+    content: Content | Make,
+    repo_id: str,
+    *,
+    kind: Kind,
+    public: bool = False,
+    gone: Callable[[str], bool] | None = None,
+    pull_request: str | None = None,
+    say: Say = quiet,
 ) -> Plan:
     """What `publish` would do; changes nothing. Arguments and errors as there."""
-    remote = look(repo_id, kind, say=say)
-    return _difference(_checked(content, remote), repo_id, kind, remote, gone)
+    branch = None
+    if pull_request:
+        look_for = f"looking for a pull request to {repo_id}"
+        branch = attempt(look_for, lambda: _branch(open_hub(), repo_id, kind, pull_request), say)
+    remote = look(repo_id, kind, branch, say)
+    if pull_request and remote is None:
+        raise HubError(_nowhere(repo_id, kind))
+    made = _difference(_checked(content, remote), repo_id, kind, remote, gone)
+    return replace(made, public=public and not pull_request, pull_request=bool(pull_request))
+
+
+def _branch(api: Any, repo_id: str, kind: Kind, word: str) -> str | None:
+    """Where our open pull request lies, if there is one."""
+    if _look(api, repo_id, kind, None) is None:
+        return None
+    mine = _own_pull_request(api, repo_id, kind, _mark(word))
+    return f"refs/pr/{mine.num}" if mine else None
+
+
+def _mark(word: str) -> str:
+    return f"<!-- kinject: {word} -->"
+
+
+def _nowhere(repo_id: str, kind: Kind) -> str:
+    return f"There is no {kind} {repo_id} to open a pull request to: check the name."
 
 
 def _checked(content: Content | Make, remote: Remote | None) -> Content:
@@ -307,11 +343,11 @@ def _to_pull_request(
     word: str,
     say: Say,
 ) -> Published:
-    mark = f"<!-- kinject: {word} -->"
+    mark = _mark(word)
     mine = _own_pull_request(api, repo_id, kind, mark)
     remote = _look(api, repo_id, kind, mine and f"refs/pr/{mine.num}")
     if remote is None:
-        raise HubError(f"There is no {kind} {repo_id} to open a pull request to: check the name.")
+        raise HubError(_nowhere(repo_id, kind))
     content = _checked(content, remote)
     todo = _difference(content, repo_id, kind, remote, gone)
     base = _url(api, repo_id, kind)

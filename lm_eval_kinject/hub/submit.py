@@ -106,16 +106,17 @@ def submit_scores(
 
     _tell(make(remote), files, known, ours, say)
     request = pull_request if pull_request is not None else not _may_write(repo_id, user)
-    if dry_run:
-        return plan(make, repo_id, kind="model", say=say)
     variants = ", ".join(sorted({f"{s.task} {s.variant}" for s in ours}))
+    word = f"scores {variants}" if request else None
+    if dry_run:
+        return plan(make, repo_id, kind="model", pull_request=word, say=say)
     return publish(
         make,
         repo_id,
         kind="model",
         message=f"Add scores of {ours[0].task}" + (" and others" if len({s.task for s in ours}) > 1 else ""),
         description=f"Scored with lm-evaluation-harness and lm-eval-kinject: {variants}.",
-        pull_request=f"scores {variants}" if request else None,
+        pull_request=word,
         say=say,
     )
 
@@ -277,18 +278,19 @@ def submit_results(
         old = read_remote(repo_id, "dataset", "README.md", remote, say)
         return Content({**files, "README.md": _results_card(repo_id, old, there | set(files))})
 
-    if dry_run:
-        return plan(make, repo_id, kind="dataset", say=say)
     user = attempt("asking who you are", lambda: str(open_hub().whoami()["name"]), say)
     request = pull_request if pull_request is not None else not _may_write(repo_id, user)
     names = sorted({submitted_name(one) for one in found})
+    word = f"results {', '.join(names)}" if request else None
+    if dry_run:
+        return plan(make, repo_id, kind="dataset", public=public, pull_request=word, say=say)
     done = publish(
         make,
         repo_id,
         kind="dataset",
         message=f"Add results of {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
         public=public,
-        pull_request=f"results {', '.join(names)}" if request else None,
+        pull_request=word,
         say=say,
     )
     for name in names:

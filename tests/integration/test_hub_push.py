@@ -13,9 +13,11 @@ from helpers.hub_run import make_base, make_results, make_run, record
 from hub_server import Fault, HubServer
 
 from lm_eval_kinject.errors import ArgumentError, HubError, KinjectError, PublishError
+from lm_eval_kinject.hub.content import fingerprint_model
 from lm_eval_kinject.hub.publish import Plan, Published
 from lm_eval_kinject.hub.push import push_dataset, push_model, push_run
 from lm_eval_kinject.models.results import model_identity
+from lm_eval_kinject.plugin import assets_dir
 
 LARGE = 300_000  # bytes from which the test Hub asks for parts
 
@@ -100,6 +102,45 @@ def test_dry_run_lists_all_and_changes_nothing(hub: HubServer, run: Path) -> Non
     assert "model me/ft-par (new, private)" in lines
     assert "tokenizer.json  (stays here)" in lines
     assert found.lines()[-1].startswith("7 files to send, ")
+
+
+def test_dry_run_of_a_pull_request_is_what_the_pull_request_does(hub: HubServer, run: Path) -> None:
+    hub.store.create("model", "other/ft-par", "other", private=False)
+
+    def to_other(dry_run: bool) -> Published | Plan:
+        return push_run(run, "other/ft-par", base="me/reader", pull_request=True, dry_run=dry_run)
+
+    planned, done = to_other(True), to_other(False)
+    assert isinstance(planned, Plan)
+    assert tuple(planned.sizes) == done.sent  # type: ignore[union-attr]
+    (run / "loss.png").unlink()
+    again = to_other(True)
+    assert isinstance(again, Plan)
+    assert (again.add, again.replace, again.remove) == ((), ("README.md", "kinject.json"), ())
+    assert again.lines()[0] == "model other/ft-par (a pull request)"
+    with pytest.raises(HubError, match=r"There is no model other/nothing to open a pull request to"):
+        push_run(run, "other/nothing", base="me/reader", pull_request=True, dry_run=True)
+
+
+def test_models_and_data_as_pull_requests(hub: HubServer, base: Path, tmp_path: Path) -> None:
+    hub.store.create("model", "other/base", "other", private=False)
+    done = push_model(base, "other/base", pull_request=True)
+    assert done.pull_request == f"{hub.url}/other/base/discussions/1"  # type: ignore[union-attr]
+    assert set(hub.store.files("other/base")) == {".gitattributes"}
+
+
+def test_dry_run_says_public(hub: HubServer, run: Path) -> None:
+    found = push_run(run, "me/ft-par", base="me/reader", public=True, dry_run=True)
+    assert isinstance(found, Plan)
+    assert found.lines()[0] == "model me/ft-par (new, public)"
+
+
+def test_a_base_is_known_by_its_weights_settings_and_tokenizer(hub: HubServer, run: Path, base: Path) -> None:
+    (base / "notes.txt").write_text("stays here, as push leaves it behind")
+    data = json.loads((run / "kinject.json").read_text())
+    data["base"]["identity"] = fingerprint_model(base)
+    (run / "kinject.json").write_text(json.dumps(data))
+    push(run)
 
 
 def test_a_changed_tokenizer_goes_along(hub: HubServer, run: Path) -> None:
@@ -245,6 +286,7 @@ def test_local_paths_and_tokens_are_refused_all_at_once(run: Path) -> None:
 
 def test_a_local_base_must_be_pushed_first(run: Path) -> None:
     refused(PublishError, "The base of this run, reader, is local", run, base=None)
+    refused(PublishError, f"kinject push {assets_dir() / 'reader'} --as model", run, base=None)
     refused(PublishError, "is not on the Hub", run, base="me/nowhere")
 
 

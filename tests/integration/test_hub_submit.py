@@ -316,6 +316,20 @@ def test_add_resolve_and_verify(hub: HubServer, run: Path, results: Path) -> Non
     assert add("me/ft-par") == file  # the same again
 
 
+def test_a_record_is_written_last(hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wide = make_run(tmp_path / "wide", tmp_path / "reader", width=HIDDEN + 1)
+    push_run(wide, "me/wide", base="me/reader")
+    written: list[object] = []
+    monkeypatch.setattr("lm_eval_kinject.hub.adapters._write", lambda file, record: written.append(file))
+    for folder in (None, Path("mine")):  # a registry of one's own, by a relative path
+        with pytest.raises(ModelError, match="doesn't fit the base's"):
+            add("me/wide", folder=folder)
+    assert written == []
+    add("me/ft-par", folder=Path("mine"))
+    assert written == [Path("mine/ft-par.yaml")]
+
+
 def test_the_pinned_revision_stays(hub: HubServer, run: Path, tmp_path: Path) -> None:
     add("me/ft-par")
     before = resolve("ft-par")

@@ -59,11 +59,11 @@ def test_an_unknown_dtype(monkeypatch, capsys) -> None:
 
 
 def test_stopping_by_hand_exits_with_130(monkeypatch, capsys) -> None:
-    def stopped() -> None:
+    def stopped(*, network: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", stopped)
-    assert run(monkeypatch) == 130
+    monkeypatch.setattr(doctor, "examine", stopped)
+    assert run(monkeypatch, "doctor") == 130
     assert "stopped" in capsys.readouterr().err
 
 
@@ -108,6 +108,27 @@ def test_adapters_show_an_unknown_name(monkeypatch, capsys) -> None:
 def test_push_of_a_folder_that_is_no_run(monkeypatch, capsys, tmp_path: Path) -> None:
     assert run(monkeypatch, "push", str(tmp_path), "--to", "me/x") == 1
     assert "kinject.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "named"),
+    [
+        (
+            "model",
+            ["--base", "me/x", "--corpus", "me/c", "--unchecked-base"],
+            ["--base", "--corpus", "--unchecked-base"],
+        ),
+        ("dataset", ["--licence", "mit", "--results", "x"], ["--licence", "--results"]),
+        ("model", ["--framework", "inspect-ai"], ["--framework is for --as dataset"]),
+        ("run", ["--framework", "inspect-ai"], ["--framework is for --as dataset"]),
+        ("run", ["--public", "--pr"], ["--public is for a repository of your own"]),
+    ],
+)
+def test_push_refuses_options_that_mean_nothing(monkeypatch, capsys, tmp_path: Path, kind, options, named) -> None:
+    assert run(monkeypatch, "push", str(tmp_path), "--to", "me/x", "--as", kind, *options) == 1
+    err = capsys.readouterr().err
+    assert f"{len(named)} problem" in err
+    assert all(text in err for text in named)
 
 
 def test_train_with_a_recipe_that_is_not_there(monkeypatch, capsys) -> None:
