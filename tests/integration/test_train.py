@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -168,6 +169,21 @@ def test_plain_peft_and_lm_eval_load_it(searched, place, tmp_path, monkeypatch):
     assert scores["hf"] == scores["rag-hf"]
 
 
+def test_without_validation_texts_no_loss_is_made_up(place, tmp_path):
+    corpus = write_corpus(tmp_path / "bare", chunks=6, validation=0)
+    rows = [{"chunk": "elsewhere", "number": 1, "text": "A text of a chunk that nobody trains on."}]
+    (tmp_path / "foreign.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {"validation_file": str(tmp_path / "foreign.jsonl"), "epochs": 1}
+    with pytest.raises(CorpusError, match="has no text of a chunk that is trained on"):
+        command.train(
+            write_recipe(tmp_path / "s.yaml", place[1], corpus, learning_rate={"rates": [1e-4, 1e-3]}, **keys),
+            out=tmp_path / "search",
+        )
+    made = command.train(write_recipe(tmp_path / "r.yaml", place[1], corpus, **keys), out=tmp_path / "run")
+    assert made.record["outcome"]["validation_loss"] is None
+    assert not [e for e in read_lines(tmp_path / "run" / "log.jsonl") if "validation_loss" in e]
+
+
 def test_full_result_is_a_plain_transformers_folder(place, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -293,6 +309,16 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(place, tmp_path,
     monkeypatch.setattr(train.BlockTrainer, "training_step", poisoned)
     with pytest.raises(TrainingError, match=r"a gradient is not a number at update 3\. There is no checkpoint yet"):
         command.train(recipe_of(place, "inf", checkpoint_every="never", max_grad_norm=0), out=tmp_path / "run")
+
+
+def test_all_processes_stop_at_what_one_has_seen(monkeypatch):
+    """What this process has itself is a number; another one tells it of a loss that isn't."""
+    told = []
+    monkeypatch.setattr(train, "_anywhere", lambda found, device: told.append(found) or [True, False])
+    state, args = SimpleNamespace(global_step=2), SimpleNamespace(device="cpu")
+    with pytest.raises(train.NotANumber, match="the loss is not a number at update 3"):
+        train.Watch().on_pre_optimizer_step(args, state, None, model=torch.nn.Linear(2, 2))
+    assert told == [[False, False]]
 
 
 @pytest.mark.parametrize(

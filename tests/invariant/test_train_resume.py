@@ -89,7 +89,18 @@ def test_checkpoint_of_another_run_is_refused(place, tmp_path):
     with pytest.raises(TrainingError, match=r"unfinished run: go on with --resume"):
         train(recipe, out=tmp_path / "out")
     other = recipe_of(place, "second", epochs=3, seed=4)
-    with pytest.raises(TrainingError, match=r"checkpoint-4 is of another run: its epochs, seed differ"):
+    with pytest.raises(TrainingError, match=r"work is another one: its epochs, seed differ"):
         train(other, out=tmp_path / "out", resume=True)
     assert sorted((f, f.stat().st_mtime_ns) for f in (tmp_path / "out").rglob("*") if f.is_file()) == before
+    (tmp_path / "out" / "work" / "run.json").unlink()
+    with pytest.raises(TrainingError, match=r"checkpoint-4 is of another run: its epochs, seed differ"):
+        train(other, out=tmp_path / "out", resume=True)
     assert run(recipe, tmp_path / "out", resume=True) == 0
+
+
+def test_unfinished_work_without_a_checkpoint_is_of_its_run_too(place, tmp_path):
+    """Another number of rates lets a search look for its checkpoints in other folders."""
+    assert run(recipe_of(place, "third"), tmp_path / "out", kill="update 1") == -signal.SIGKILL
+    other = recipe_of(place, "fourth", learning_rate={"rates": [1e-4, 1e-3]})
+    with pytest.raises(TrainingError, match=r"work is another one: its learning_rates differ"):
+        train(other, out=tmp_path / "out", resume=True)

@@ -21,9 +21,10 @@ from typing import Any
 from kinject_trainer.errors import TrainingError
 from lm_eval_kinject.provenance import read_json, write_json
 
-__all__ = ["Checkpoint", "complete", "discard_older", "discard_unfinished", "newest", "seal"]
+__all__ = ["Checkpoint", "claim", "complete", "discard_older", "discard_unfinished", "newest", "refuse_another", "seal"]
 
 _MANIFEST = "kinject_checkpoint.json"
+_CLAIM = "run.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -71,6 +72,31 @@ def _manifest(folder: Path) -> Mapping[str, Any] | None:
     return manifest if whole else None
 
 
+def claim(work: Path, run: Mapping[str, Any]) -> None:
+    """Writes down whose the folder of unfinished work is, for `refuse_another`."""
+    write_json(work / _CLAIM, dict(run))
+
+
+def refuse_another(work: Path, run: Mapping[str, Any]) -> None:
+    """Looks whether unfinished work, checkpoints or not, is of the run that is to go on.
+
+    Raises:
+        TrainingError: it is of another one; says in what they differ.
+    """
+    if not (work / _CLAIM).is_file():
+        return
+    differing = _differing(read_json(work / _CLAIM), run)
+    if differing:
+        raise TrainingError(
+            f"The unfinished run in {work} is another one: its {', '.join(differing)} differ. Resume with what it was "
+            f"started with, or train into another folder with --out; nothing was changed."
+        )
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
+
+
 def newest(folder: Path, run: Mapping[str, Any]) -> Checkpoint | None:
     """The checkpoint to go on from; None where there is none.
 
@@ -81,7 +107,7 @@ def newest(folder: Path, run: Mapping[str, Any]) -> Checkpoint | None:
     if not found:
         return None
     last = found[-1]
-    differing = sorted(key for key in {*last.run, *run} if last.run.get(key) != run.get(key))
+    differing = _differing(last.run, run)
     if differing:
         raise TrainingError(
             f"The checkpoint {last.folder} is of another run: its {', '.join(differing)} differ. Resume with what it "

@@ -21,17 +21,25 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from kinject_trainer.base import Base, check_fit, find_base, load_tokenizer, skeleton, tokenizer_fingerprint
 from kinject_trainer.card import write_card
-from kinject_trainer.checkpoints import complete
+from kinject_trainer.checkpoints import claim, complete, refuse_another
 from kinject_trainer.data import Demarcation, Stream, build_store, cut, encoder
 from kinject_trainer.documents import Texts, open_corpus
 from kinject_trainer.errors import TrainingError
 from kinject_trainer.estimate import Estimate, estimate, run_tokens
-from kinject_trainer.forgetting import make_gauge
+from kinject_trainer.forgetting import general_text_fingerprint, make_gauge
 from kinject_trainer.plot import draw
 from kinject_trainer.recipe import UNTESTED, Recipe, load_recipe
 from kinject_trainer.train import Materials, Outcome, on_cpu
 from kinject_trainer.tune import Trial, search
-from lm_eval_kinject.provenance import atomic_write, environment, fingerprint_folder, read_json, write_json
+from lm_eval_kinject.errors import CorpusError
+from lm_eval_kinject.provenance import (
+    atomic_write,
+    environment,
+    fingerprint,
+    fingerprint_file,
+    read_json,
+    write_json,
+)
 
 __all__ = ["Result", "train"]
 
@@ -97,6 +105,9 @@ def train(
         if earlier["identity"] != identity:
             raise TrainingError(f"{folder} holds the finished result of another run: choose another folder with --out.")
         return Result(folder, None, earlier, already=True)
+    if resume:
+        refuse_another(folder / _WORK, identity)
+        state.wait_for_everyone()
     _check_before(checked, base, tokenizer, folder)
     materials = _prepare(checked, texts, base, tokenizer, identity, folder / _WORK, state, tell)
     best, trials = search(materials, folder / _WORK, folder, tell, main=state.is_main_process)
@@ -149,18 +160,26 @@ def _prepare(
     if recipe.method in UNTESTED:
         tell(f"method {recipe.method} is passed through to PEFT; this project's tests don't run it")
     work.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        claim(work, identity)
     encode = encoder(tokenizer)
     key = [identity["corpus"], identity["tokenizer"], recipe.wordings, recipe.chunks]
     with state.main_process_first():
         store = build_store(work / "tokens", texts.training(), encode, key)
     total = run_tokens(recipe, texts, int(store.starts[-1]), lambda text: len(encode(text)))
     micro, _ = recipe.accumulation(state.num_processes)
+    validation = cut((encode(text) for text in texts.validation()), recipe.block_size)
+    if not validation and len(recipe.rates) > 1:
+        raise CorpusError(
+            "The validation set has no text of a chunk that is trained on, and a search over learning rates goes by "
+            "the loss on them: mend the set's chunk ids, or give learning_rate one number."
+        )
     return Materials(
         recipe=recipe,
         base=base,
         tokenizer=tokenizer,
         stream=Stream(store, recipe.order_seed, recipe.block_size, total),
-        validation=cut((encode(text) for text in texts.validation()), recipe.block_size),
+        validation=validation,
         gauge=make_gauge(recipe, tokenizer, micro),
         identity=identity,
     )
@@ -169,7 +188,9 @@ def _prepare(
 def _identity(recipe: Recipe, base: Base, texts: Texts, tokenizer: str) -> dict[str, Any]:
     """What a checkpoint's run is: equal for whoever may go on with it."""
     corpus = {k: texts.provenance.get(k) for k in ("fingerprint", "paraphrases", "validation")}
-    return {"base model": base.identity, "tokenizer": tokenizer, "corpus": corpus, **recipe.effective()}
+    made = {"base model": base.identity, "tokenizer": tokenizer, "corpus": corpus, **recipe.effective()}
+    text = general_text_fingerprint(recipe)
+    return made if text is None else {**made, "general text": text}
 
 
 def _check_before(recipe: Recipe, base: Base, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -211,7 +232,7 @@ def _publish(
     if not drawn:
         tell("no picture of the losses: matplotlib is not installed (pip install 'lm-eval-kinject[trainer]')")
     record = _record(materials, texts, outcome, trials, drawn)
-    record["weights"] = fingerprint_folder(outcome.folder)
+    record["weights"] = fingerprint([[f.name, fingerprint_file(f)] for f in sorted(folder.glob("*.safetensors"))])
     with atomic_write(folder / "recipe.yaml", "w") as handle:
         yaml.safe_dump(recipe.public(), handle, sort_keys=False, allow_unicode=True)
     with atomic_write(folder / "README.md", "w") as handle:

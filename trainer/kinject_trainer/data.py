@@ -289,8 +289,8 @@ class Plan:
 
     An update takes ``global_batch`` blocks in the stream's order. Each process makes ``accumulation`` forward passes
     for it, of ``micro`` blocks each. The last update has what is left, shared as evenly as may be; the shorter block at
-    the run's end can't lie in one tensor with others, so it has a forward pass of its own, in the last update if there
-    is one free, and otherwise in an update of its own. A process without a block has `IDLE`.
+    the run's end can't lie in one tensor with others, so it has an update of its own: whether a pass would be free for
+    it depends on how a batch is divided, and the number of updates must not. A process without a block has `IDLE`.
     """
 
     full_blocks: int
@@ -319,17 +319,10 @@ class Plan:
         passes = -(-max(map(len, shares)) // self.micro)
         cells = [[s[p * self.micro : (p + 1) * self.micro] or [IDLE] for s in shares] for p in range(passes)]
         steps = [cells] if cells else []
-        if not self.has_tail:
-            return steps
-        tail = self.full_blocks
-        free = next((rank for rank in range(self.world) if cells and cells[-1][rank] == [IDLE]), None)
-        alone = [[tail]] + [[IDLE]] * (self.world - 1)
-        if free is not None:
-            cells[-1][free] = [tail]
-        elif cells and passes < self.accumulation:
-            cells.append(alone)
-        else:
-            steps.append([alone])
+        if self.has_tail:
+            # transformers takes each ``accumulation`` passes for an update, all but the last ones.
+            cells.extend([[IDLE]] * self.world for _ in range(self.accumulation - passes if cells else 0))
+            steps.append([[[self.full_blocks]] + [[IDLE]] * (self.world - 1)])
         return steps
 
     def passes(self, rank: int) -> Iterator[list[int]]:

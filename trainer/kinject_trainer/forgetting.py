@@ -25,8 +25,9 @@ from kinject_trainer.data import cut, encoder
 from kinject_trainer.evaluate import mean_token_loss
 from kinject_trainer.recipe import Recipe
 from lm_eval_kinject.errors import CorpusError
+from lm_eval_kinject.provenance import fingerprint
 
-__all__ = ["Figures", "Gauge", "make_gauge"]
+__all__ = ["Figures", "Gauge", "general_text_fingerprint", "make_gauge"]
 
 _BLOCKS = 64  # of general text
 _QUESTIONS = 240  # about the old world
@@ -103,6 +104,17 @@ def make_gauge(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, micro: int) -
     whole = [block for block in blocks if len(block) == recipe.block_size][:_BLOCKS]
     questions = _old_world(tokenizer) if recipe.model == READER else []
     return Gauge(name, whole or cut([encode(t) for t in texts], recipe.block_size)[:1], questions, micro)
+
+
+def general_text_fingerprint(recipe: Recipe) -> str | None:
+    """Names the file that the recipe measures forgetting on; None where there is none.
+
+    Raises:
+        CorpusError: the file isn't there or is empty.
+    """
+    if not recipe.forgetting or recipe.general_text is None:
+        return None
+    return fingerprint(_general_text(recipe)[1])
 
 
 def _general_text(recipe: Recipe) -> tuple[str, list[str]]:

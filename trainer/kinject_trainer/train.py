@@ -132,6 +132,8 @@ class BlockTrainer(Trainer):
             **kwargs,
         )
         self.remove_callback(PrinterCallback)  # libraries don't print
+        self.watch = Watch()
+        self.add_callback(self.watch)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's share of the plan; accelerate would repeat blocks to even out the last batch."""
@@ -155,8 +157,7 @@ class BlockTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass; a loss that is no number ends the run before it reaches the weights."""
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if not math.isfinite(float(loss)):
-            raise NotANumber(self.state.global_step + 1, "the loss")
+        self.watch.loss_is_number &= math.isfinite(float(loss))
         return loss
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
@@ -191,12 +192,32 @@ class NotANumber(Exception):
         super().__init__(f"{what} is not a number at update {update}")
 
 
+class Watch(TrainerCallback):
+    """Stops the run before what is no number reaches the weights, at the same update on every process.
+
+    One process can see what the others don't. If it raised alone, they would wait for it in their next exchange; so it
+    remembers, and all raise together once they have told each other.
+    """
+
+    def __init__(self) -> None:
+        self.loss_is_number = True
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Gradients can be no numbers while the loss still is one, so both are looked at."""
+        sums = [_local(p.grad).sum().float() for p in model.parameters() if p.grad is not None]
+        gradient_is_number = not sums or math.isfinite(float(torch.stack(sums).sum()))
+        loss_is_lost, gradient_is_lost = _anywhere([not self.loss_is_number, not gradient_is_number], args.device)
+        if loss_is_lost or gradient_is_lost:
+            raise NotANumber(state.global_step + 1, "the loss" if loss_is_lost else "a gradient")
+
+
 class Conductor(TrainerCallback):
     """Says when to validate and to save, keeps the log and the progress bar, and seals checkpoints."""
 
     def __init__(self, materials: Materials, plan: Plan, place: Path, log: Log | None, run: Mapping[str, Any]) -> None:
         self.recipe = materials.recipe
         self.stream = materials.stream
+        self.validates = bool(materials.validation) and self.recipe.validate_every != "never"
         self.plan = plan
         self.place = place
         self.log = log
@@ -221,19 +242,12 @@ class Conductor(TrainerCallback):
         if self.log is not None:
             self.bar = tqdm(total=self.stream.total, initial=done, unit="token", unit_scale=True, desc="train")
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Gradients can be no numbers while the loss still is one: look before they reach the weights."""
-        sums = [_local(p.grad).sum() for p in model.parameters() if p.grad is not None]
-        if sums and not math.isfinite(float(torch.stack([s.float() for s in sums]).sum())):
-            raise NotANumber(state.global_step + 1, "a gradient")
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Decides what follows this update."""
         step = state.global_step
         last = step >= state.max_steps
         control.should_log = True
-        validates = self.recipe.validate_every != "never"
-        control.should_evaluate = validates and (last or self._is_due(self.recipe.validate_every, step))
+        control.should_evaluate = self.validates and (last or self._is_due(self.recipe.validate_every, step))
         control.should_save = not last and self._is_due(self.recipe.checkpoint_every, step)
         if self.bar is not None:
             self.bar.update(self.tokens_after(step) - self.bar.n)
@@ -293,9 +307,22 @@ def on_cpu() -> bool:
     return not torch.cuda.is_available()
 
 
+def _are_several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _wait() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _are_several():
         torch.distributed.barrier()
+
+
+def _anywhere(found: list[bool], device: Any) -> list[bool]:
+    """Whether each holds on some process."""
+    if not _are_several():
+        return found
+    flags = torch.tensor(found, dtype=torch.float32, device=device)
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
 
 
 # Running it -----------------------------------------------------------------------------------------------------------
