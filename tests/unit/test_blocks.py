@@ -158,12 +158,22 @@ def test_plan_uses_each_block_once(world, micro, accumulation, tail):
 def test_plan_by_hand():
     """9 blocks and a shorter one, 4 an update, two processes, one block a pass."""
     plan = Plan(9, True, 4, 1, 2, 2)
-    assert plan.updates == 3
-    assert list(plan.passes(0)) == [[0], [2], [4], [6], [8]]
-    assert list(plan.passes(1)) == [[1], [3], [5], [7], [9]]
-    alone = Plan(8, True, 4, 1, 2, 2)  # the last update is full: the shorter block has one of its own
-    assert list(alone.passes(0)) == [[0], [2], [4], [6], [8]]
-    assert list(alone.passes(1)) == [[1], [3], [5], [7], [IDLE]]
+    assert plan.updates == 4
+    assert list(plan.passes(0)) == [[0], [2], [4], [6], [8], [IDLE], [9]]
+    assert list(plan.passes(1)) == [[1], [3], [5], [7], [IDLE], [IDLE], [IDLE]]
+    full = Plan(8, True, 4, 1, 2, 2)
+    assert list(full.passes(0)) == [[0], [2], [4], [6], [8]]
+    assert list(full.passes(1)) == [[1], [3], [5], [7], [IDLE]]
+
+
+@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize("full", range(1, 18))
+def test_number_of_updates_does_not_depend_on_how_a_batch_is_divided(full, tail):
+    for world in (1, 2, 4, 8):
+        for micro in (m for m in (1, 2, 4, 8) if 8 % (world * m) == 0):
+            plan = Plan(full, tail, 8, micro, 8 // (world * micro), world)
+            assert plan.updates == -(-full // 8) + tail
+            assert plan.blocks_after(plan.updates) == full + tail
 
 
 def test_rows():
@@ -268,6 +278,38 @@ def test_validation_is_of_trained_chunks_and_never_trained_on(tmp_path):
     (tmp_path / "leak.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(CorpusError, match=r"1 validation texts .* are training texts"):
         open_corpus(recipe_of(corpus, validation_file=str(tmp_path / "leak.jsonl"))).validation()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_background_chunks_need_no_paraphrases(tmp_path, stream):
+    corpus = write_corpus(tmp_path / "c", chunks=2, paraphrases=1)
+    keys = {"variant": "ft-par", "paraphrases": 1, "chunks": "all", "stream": stream}
+    found = [(w.chunk, w.number) for w in open_corpus(recipe_of(corpus, **keys)).training()]
+    assert found == [("c0", 0), ("c1", 0), ("b0", 0), ("c0", 1), ("c1", 1)]
+
+
+@pytest.mark.parametrize("numbers", [[1, 1], [1, 2, 2]], ids=["instead of another", "too many"])
+def test_a_paraphrase_that_stands_twice(tmp_path, numbers):
+    corpus = write_corpus(tmp_path / "c", chunks=1)
+    rows = [{"chunk": "c0", "number": n, "text": f"Wording {i}."} for i, n in enumerate(numbers)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {"variant": "ft-par", "paraphrases": 2, "paraphrases_file": str(tmp_path / "p.jsonl")}
+    with pytest.raises(CorpusError, match=r"each paraphrase from 1 to 2 once"):
+        list(open_corpus(recipe_of(corpus, **keys)).training())
+
+
+def test_a_validation_text_that_is_trained_on_under_a_title(tmp_path):
+    (tmp_path / "c.jsonl").write_text(json.dumps({"id": "a", "title": "A title", "text": "It rained."}) + "\n")
+    (tmp_path / "v.jsonl").write_text(json.dumps({"chunk": "a", "number": 1, "text": "It rained."}) + "\n")
+    keys = {"validation_file": str(tmp_path / "v.jsonl"), "stream": True}
+    with pytest.raises(CorpusError, match="are training texts"):
+        open_corpus(recipe_of(tmp_path / "c.jsonl", **keys)).validation()
+
+
+def test_an_empty_file_is_not_told_to_train_on_all_of_it(tmp_path):
+    (tmp_path / "c.jsonl").write_text("")
+    with pytest.raises(CorpusError, match="is empty: give it texts"):
+        list(open_corpus(recipe_of(tmp_path / "c.jsonl", stream=True, chunks="all")).training())
 
 
 def test_what_a_corpus_can_lack(tmp_path):

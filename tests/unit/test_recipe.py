@@ -75,6 +75,9 @@ def test_every_problem_at_once(tmp_path):
         ({"checkpoint_every": 0}, "1 or more"),
         ({"global_batch": 6, "processes": 4}, "not a multiple of 4 processes"),
         ({"peft": {"r": 4}}, "recipe's own keys"),
+        ({"trainer": {"disable_tqdm": False}}, "recipe's own keys"),
+        ({"trainer": {"save_only_model": True}}, "recipe's own keys"),  # a checkpoint without moments resumes nothing
+        ({"trainer": {"lr_scheduler_kwargs": {}}}, "recipe's own keys"),
         ({"peft": {"lora_biass": True}}, "did you mean lora_bias?"),
         ({"method": "qlora"}, "bf16"),
     ],

@@ -31,11 +31,15 @@ _SHORTEST_REVISION = 8  # hexadecimal digits of a fingerprint that may name a co
 
 
 class Wording(NamedTuple):
-    """One document: a chunk's original (number 0) or its paraphrase of that number."""
+    """One document: a chunk's original (number 0) or its paraphrase of that number.
+
+    ``is_source`` is False for an original that the corpus marks as background: it need not have paraphrases.
+    """
 
     chunk: str
     number: int
     text: str
+    is_source: bool = True
 
 
 _Originals = Callable[[], Iterator[Wording]]
@@ -65,15 +69,21 @@ class Texts:
             paraphrases: of each chunk; default: as many as the recipe says.
 
         Raises:
-            CorpusError: empty, or a chunk lacks one of the paraphrases that were asked for.
+            CorpusError: empty, or a source chunk lacks one of the paraphrases that were asked for, or a chunk has one
+                twice.
         """
         wanted = self.paraphrases if paraphrases is None else paraphrases
-        missing: dict[str, int] = {}
+        missing: dict[str, int] = {}  # bit n - 1: paraphrase n hasn't come yet
+        optional, doubled = set(), set()
         for wording in self._originals():
             if wording.chunk in missing:
                 raise CorpusError(f"The corpus has the chunk id {wording.chunk!r} twice: make its ids unique.")
-            missing[wording.chunk] = wanted
+            missing[wording.chunk] = (1 << wanted) - 1
+            if not wording.is_source:
+                optional.add(wording.chunk)
             yield wording
+        if not missing and self.provenance.get("trained_on") == "all":
+            raise CorpusError("The corpus is empty: give it texts, or name another one.")
         if not missing:
             raise CorpusError(
                 "The corpus is empty: no chunk of it is a source chunk. Set chunks: all to train on all of it."
@@ -81,9 +91,13 @@ class Texts:
         if wanted and self._wordings_file:
             for wording in _rows(self._wordings_file):
                 if wording.chunk in missing and 1 <= wording.number <= wanted:
-                    missing[wording.chunk] -= 1
+                    bit = 1 << (wording.number - 1)
+                    if not missing[wording.chunk] & bit:
+                        doubled.add(wording.chunk)
+                    missing[wording.chunk] &= ~bit
                     yield wording
-            _complain_of_missing({c: n for c, n in missing.items() if n}, wanted, self._wordings_file)
+            wrong = [c for c, due in missing.items() if c in doubled or (due and c not in optional)]
+            _complain_of(wrong, wanted, self._wordings_file)
 
     def validation(self) -> list[str]:
         """Held-out wordings of chunks that are trained on; empty where there are none.
@@ -96,6 +110,7 @@ class Texts:
         trained, chunks = set(), set()
         for wording in self.training():
             trained.add(_digest(wording.text))
+            trained.add(_digest(wording.text.partition("\n")[2]))  # without its title, as validation texts are
             chunks.add(wording.chunk)
         rows = [row for row in _rows(self._validation_file) if row.chunk in chunks]
         leaked = [row.chunk for row in rows if _digest(row.text) in trained]
@@ -108,11 +123,11 @@ class Texts:
         return [row.text for row in sorted(rows, key=lambda row: row.number)]
 
 
-def _complain_of_missing(missing: Mapping[str, int], wanted: int, file: Path) -> None:
-    if missing:
-        some = ", ".join(list(missing)[:3])
+def _complain_of(chunks: list[str], wanted: int, file: Path) -> None:
+    if chunks:
+        some = ", ".join(chunks[:3])
         raise CorpusError(
-            f"{len(missing)} chunks (such as {some}) don't have each paraphrase from 1 to {wanted} once in "
+            f"{len(chunks)} chunks (such as {some}) don't have each paraphrase from 1 to {wanted} once in "
             f"{file.name}: write them, or lower the number of paraphrases in the recipe."
         )
 
@@ -168,7 +183,8 @@ def _loaded(recipe: Recipe) -> tuple[_Originals, dict[str, Any], list[str]]:
 
     def originals() -> Iterator[Wording]:
         for chunk in chosen:
-            yield Wording(chunk.id, 0, f"{chunk.title}\n{chunk.text}" if chunk.title else chunk.text)
+            text = f"{chunk.title}\n{chunk.text}" if chunk.title else chunk.text
+            yield Wording(chunk.id, 0, text, chunk.meta.get("role", "source") == "source")
 
     made = {**corpus.provenance(), "trained_on": recipe.chunks, "chunks_trained_on": len(chosen)}
     return originals, made, notes
@@ -214,11 +230,12 @@ def _streamed(recipe: Recipe) -> tuple[_Originals, dict[str, Any]]:
     def originals() -> Iterator[Wording]:
         for file in files:
             for number, row in enumerate(_raw_rows(file), start=1):
-                if recipe.chunks == "source" and row.get("role", "source") != "source":
+                is_source = row.get("role", "source") == "source"
+                if recipe.chunks == "source" and not is_source:
                     continue
-                text = _text(row, file, number)
-                title = row.get("title")
-                yield Wording(str(row.get("id", f"{file.stem}:{number}")), 0, f"{title}\n{text}" if title else text)
+                text, title = _text(row, file, number), row.get("title")
+                name = str(row.get("id", f"{file.stem}:{number}"))
+                yield Wording(name, 0, f"{title}\n{text}" if title else text, is_source)
 
     source = f"{len(files)} streamed files"
     return originals, {"name": path.stem, "fingerprint": found, "source": source, "trained_on": recipe.chunks}

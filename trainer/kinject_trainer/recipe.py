@@ -51,6 +51,7 @@ _OURS_IN_TRAINER = {
     "save_total_limit", "eval_strategy", "logging_strategy", "logging_steps", "remove_unused_columns", "label_names",
     "average_tokens_across_devices", "ignore_data_skip", "load_best_model_at_end", "resume_from_checkpoint",
     "auto_find_batch_size", "dataloader_drop_last", "push_to_hub", "use_cpu", "logging_nan_inf_filter", "do_train",
+    "disable_tqdm", "save_only_model", "lr_scheduler_kwargs",
 }  # fmt: skip
 _OURS_IN_PEFT = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "task_type", "inference_mode",
