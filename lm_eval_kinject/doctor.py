@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lm_eval_kinject.plugin import assets_dir, discovery_state, tasks_dir
 
@@ -48,7 +48,16 @@ def examine(*, network: bool = True) -> list[Finding]:
     checks: list[Callable[[], Iterable[Finding]]] = [_versions, _discovery, _tasks, _weights, _cache, _device]
     if network:
         checks.append(_hub)
-    return [finding for check in checks for finding in check()]
+    return [finding for check in checks for finding in _whatever_lacks(check)]
+
+
+def _whatever_lacks(check: Callable[[], Iterable[Finding]]) -> Iterable[Finding]:
+    """A check's findings; what it can't import is one of them, and the next check goes on."""
+    try:
+        yield from check()
+    except ImportError as error:
+        subject = check.__name__.strip("_")
+        yield Finding(subject, "problem", f"can't be looked at: {error}", "install what lacks (the packages above)")
 
 
 def _versions() -> Iterable[Finding]:
@@ -74,13 +83,26 @@ def _tasks() -> Iterable[Finding]:
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     names = sorted(manager.all_tasks)
     yield Finding("tasks", "ok" if names else "problem", ", ".join(names) or "none", "" if names else "reinstall")
-    for name in ("current_events", "current_events_cloze"):
+    for name in sorted(manager.all_subtasks):
         try:
-            manager.load([name])
+            detail = _load(manager, name)
         except Exception as error:  # whatever breaks a task, the next one is still to be looked at
             yield Finding(f"task {name}", "problem", f"{type(error).__name__}: {error}", f"mend its YAML in {folder}")
         else:
-            yield Finding(f"task {name}", "ok", "loads")
+            yield Finding(f"task {name}", "ok", detail)
+
+
+def _load(manager: Any, name: str) -> str:
+    """Loads a task whose data come with it; of another only its YAML is checked, as its data would be downloaded."""
+    from lm_eval.config.task import TaskConfig
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(manager.task_index[name].yaml_path)
+    if "class" in config:
+        manager.load([name])
+        return "loads"
+    TaskConfig(**{key: value for key, value in config.items() if key not in ("tag", "group", "task_list")})
+    return f"its YAML is sound; {config['dataset_path']} is fetched when it is scored"
 
 
 def _weights() -> Iterable[Finding]:

@@ -221,5 +221,5 @@ def _advice(problem: BaseException) -> str:
     if status in _RACES:
         return f"Somebody else is changing it; {rerun}."
     if status == 400 or _is_refusal(problem):
-        return "Mend what it names; nothing was published."
-    return f"Nothing was published; {rerun}."
+        return f"Mend what it names, then {rerun}."
+    return f"{rerun[0].upper()}{rerun[1:]}."  # an answer can be lost after the work was done: no word on what is there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -153,10 +154,35 @@ def test_the_checks_of_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = {f.subject: f for f in doctor.examine()}
     assert found["lm-eval"].state == "ok"
     assert found["task current_events"].state == "ok"
+    tasks = [f for f in found.values() if f.subject.startswith("task ")]
+    assert len(tasks) == 12
+    assert {f.state for f in tasks} == {"ok"}
     assert found["Hub"].state == "note"
     assert found["index half.building"].state == "note"
     assert found["index broken"].state == "problem"
     assert found["index broken"].remedy.startswith("delete")
+
+
+def test_the_doctor_reports_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking() -> Iterator[doctor.Finding]:
+        yield doctor.Finding("first", "ok", "seen")
+        raise ModuleNotFoundError("No module named 'lm_eval'")
+
+    for name in ("_versions", "_discovery", "_weights", "_cache", "_hub"):
+        monkeypatch.setattr(doctor, name, lambda: ())
+    monkeypatch.setattr(doctor, "_tasks", lacking)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = doctor.examine()
+    assert [(f.subject, f.state) for f in found] == [("first", "ok"), ("lacking", "problem"), ("device", "problem")]
+    assert "No module named 'lm_eval'" in found[1].detail
+
+
+def test_a_task_whose_yaml_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.yaml").write_text("task: broken\ndataset_path: a/b\noutput_tpye: multiple_choice\n")
+    monkeypatch.setattr(doctor, "tasks_dir", lambda: tmp_path)
+    found = {f.subject: f for f in doctor._tasks()}
+    assert found["task broken"].state == "problem"
+    assert "output_tpye" in found["task broken"].detail
 
 
 def test_the_doctor_reaches_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
