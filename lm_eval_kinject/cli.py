@@ -214,9 +214,13 @@ def train(
     if result.estimate is not None:
         print("\n".join(result.estimate.lines()))
         return
-    how = "pretrained" if result.record["recipe"]["method"] == "full" else "peft"
+    base = result.record["base"]["name"]
+    loads = "" if base == "reader" else f"pretrained={base if '/' in base else 'BASE'},"
+    how = "pretrained" if result.record["recipe"]["method"] == "full" else f"{loads}peft"
     print(f"{result.folder} {'was finished before' if result.already else 'is finished'}. Score it:")
     print(f"  lm_eval --model rag-hf --model_args {how}={result.folder},k=0 --tasks current_events_cloze")
+    if "=BASE," in how:
+        print("BASE is the folder of the base model.")
 
 
 @app.command()

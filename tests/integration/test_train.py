@@ -20,6 +20,7 @@ from kinject_trainer.errors import TrainingError
 from kinject_trainer.recipe import Recipe
 
 import lm_eval_kinject.models.rag_hf  # noqa: F401
+from lm_eval_kinject import cli
 from lm_eval_kinject.errors import ArgumentError, CorpusError, ModelError
 from lm_eval_kinject.provenance import fingerprint_folder, read_json
 
@@ -343,6 +344,38 @@ def test_full_disk_while_writing_a_checkpoint(place, tmp_path, monkeypatch, trou
     assert not (tmp_path / "run" / "work" / "run" / "checkpoint-4").exists()  # its bytes are free again
 
 
+def test_full_disk_while_writing_tokens(place, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "build_store", full)
+    with pytest.raises(TrainingError, match=r"The disk of .* is full\. What was trained before is kept"):
+        command.train(recipe_of(place, "tokens"), out=tmp_path / "run")
+
+
+def test_what_a_run_has_written_needs_no_more_room(tmp_path):
+    for name in ("run/checkpoint-4/optimizer.pt", "rate-1/result/model.safetensors", "tokens/tokens.bin"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"1234")
+    assert command._written_before(tmp_path) == 8
+
+
+@pytest.mark.parametrize(
+    ("method", "base", "named"),
+    [
+        ("full", "owner/name", "pretrained=run,"),
+        ("lora", "reader", "peft=run,"),
+        ("lora", "owner/name", "pretrained=owner/name,peft=run,"),
+        ("lora", "folder", "pretrained=BASE,peft=run,"),
+    ],
+)
+def test_the_command_that_scores_names_the_base(monkeypatch, capsys, method, base, named):
+    record = {"recipe": {"method": method}, "base": {"name": base}}
+    monkeypatch.setattr(command, "train", lambda *_, **__: command.Result(Path("run"), None, record))
+    cli.train("recipe")
+    assert f"--model_args {named}k=0" in capsys.readouterr().out
+
+
 def test_a_disk_without_room_is_found_before_training(place, tmp_path, monkeypatch):
     usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
@@ -355,6 +388,11 @@ def test_all_rates_of_a_search_fail(place, tmp_path):
     with pytest.raises(TrainingError, match=r"None of the 2 learning rates"):
         command.train(recipe, out=tmp_path / "run")
     assert len(read_json(tmp_path / "run" / "trials.json")) == 2
+
+
+def test_values_that_transformers_refuses(place, tmp_path):
+    with pytest.raises(ArgumentError, match="transformers refuses the arguments under trainer"):
+        command.train(recipe_of(place, "optim", trainer={"optim": "no such optimizer"}), out=tmp_path / "run")
 
 
 def test_problems_of_the_recipe_come_first(place, tmp_path):

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 from helpers.tiny_models import make_tiny, make_tokenizer
 from helpers.training import text, write_corpus, write_recipe
+from huggingface_hub.errors import RevisionNotFoundError
+from kinject_trainer import estimate
+from kinject_trainer.base import skeleton
 from kinject_trainer.command import train
 from kinject_trainer.data import encoder
+from kinject_trainer.recipe import Recipe
+from transformers import T5Config
 
-from lm_eval_kinject.errors import ModelError
+from lm_eval_kinject.errors import ArgumentError, ModelError
+from lm_eval_kinject.hub.fetch import Snapshot
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +68,38 @@ def test_the_papers_recipes(name, parameters):
     assert found.tokens_estimated
     assert "the tokenizer is not on this disk" in said
     assert "4 A100" in said
+
+
+def test_weights_at_the_hub_are_not_fetched(place, monkeypatch):
+    asked = []
+
+    def fetch(repo_id, *, patterns=None, **_):
+        asked.append(patterns)
+        return Snapshot(Path(place[1]), repo_id, "c" * 40)
+
+    monkeypatch.setattr(estimate, "fetch_snapshot", fetch)
+    assert not dry((place[0], "owner/name", place[2])).tokens_estimated
+    names = ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors", "pytorch_model.bin")
+    assert [n for n in names if any(fnmatch(n, p) for p in asked[0])] == list(names[:3])
+
+
+def test_a_known_model_of_a_wrong_revision(place, monkeypatch):
+    """The shape that is known stands in for a model out of reach, not for one that isn't there."""
+
+    def fetch(*_, **__):
+        response = SimpleNamespace(headers={}, request=None)
+        raise ModelError("no revision 'v9'") from RevisionNotFoundError("", response=response)
+
+    monkeypatch.setattr(estimate, "fetch_snapshot", fetch)
+    with pytest.raises(ModelError, match="no revision 'v9'"):
+        dry((place[0], "microsoft/Orca-2-7b", place[2]), model_revision="v9")
+
+
+def test_what_peft_and_transformers_refuse(place):
+    with pytest.raises(ArgumentError, match="PEFT refuses the adapter"):
+        dry(place, method="lora", peft={"layers_to_transform": [0]})  # with all-linear
+    with pytest.raises(ModelError, match="is no causal language model"):
+        skeleton(T5Config(), Recipe(model="t5", corpus="c", variant="ft-reg", method="full"))
 
 
 def test_unknown_model_that_is_not_here(place):

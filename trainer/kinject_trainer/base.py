@@ -177,17 +177,17 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
         extra = {"init_lora_weights": "loftq", "loftq_config": LoftQConfig(loftq_bits=4), **extra}
     if recipe.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,
-        lora_dropout=recipe.dropout,
-        target_modules=recipe.targets if isinstance(recipe.targets, str) else list(recipe.targets),
-        use_rslora=recipe.method == "rslora",
-        use_dora=recipe.method == "dora",
-        **extra,
-    )
     try:
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=recipe.rank,
+            lora_alpha=recipe.alpha,
+            lora_dropout=recipe.dropout,
+            target_modules=recipe.targets if isinstance(recipe.targets, str) else list(recipe.targets),
+            use_rslora=recipe.method == "rslora",
+            use_dora=recipe.method == "dora",
+            **extra,
+        )
         made = get_peft_model(model, config)
     except (ValueError, ImportError, TypeError) as problem:
         raise ArgumentError(f"PEFT refuses the adapter: {_first_line(problem)}", recipe.where) from problem
@@ -252,9 +252,18 @@ def known_config(name: str) -> PretrainedConfig | None:
 
 
 def skeleton(config: PretrainedConfig, recipe: Recipe) -> Any:
-    """The model to train without its weights (on the device ``meta``): to be counted, not to be run."""
+    """The model to train without its weights (on the device ``meta``): to be counted, not to be run.
+
+    Raises:
+        ModelError: its kind predicts no next tokens, or see `with_adapter`.
+    """
     plain = recipe.method in ("qlora", "loftq")  # how the weights are stored changes nothing in what is trained
     counted = recipe.model_copy(update={"method": "lora"}) if plain else recipe
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        try:
+            model = AutoModelForCausalLM.from_config(config)
+        except ValueError as problem:
+            raise ModelError(
+                f"The model {recipe.model} is no causal language model: {_first_line(problem)}."
+            ) from problem
         return with_adapter(model, counted)

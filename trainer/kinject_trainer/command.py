@@ -9,8 +9,10 @@ is needed to go on is in its folder ``work``, which the end removes.
 
 from __future__ import annotations
 
+import errno
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,12 +111,27 @@ def train(
         refuse_another(folder / _WORK, identity)
         state.wait_for_everyone()
     _check_before(checked, base, tokenizer, folder)
-    materials = _prepare(checked, texts, base, tokenizer, identity, folder / _WORK, state, tell)
-    best, trials = search(materials, folder / _WORK, folder, tell, main=state.is_main_process)
-    if state.is_main_process:
-        record = _publish(materials, texts, best, trials, folder, tell)
+    with _told_of_a_full_disk(folder):
+        materials = _prepare(checked, texts, base, tokenizer, identity, folder / _WORK, state, tell)
+        best, trials = search(materials, folder / _WORK, folder, tell, main=state.is_main_process)
+        if state.is_main_process:
+            record = _publish(materials, texts, best, trials, folder, tell)
     state.wait_for_everyone()
     return Result(folder, None, record if state.is_main_process else read_json(folder / RECORD))
+
+
+@contextmanager
+def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
+    """What `train.py` does for checkpoints, for all else that is written."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            f"The disk of {folder} is full. What was trained before is kept: free space there, then go on with "
+            f"--resume."
+        ) from problem
 
 
 def _look_at(folder: Path, resume: bool) -> Mapping[str, Any] | None:
@@ -204,7 +221,7 @@ def _check_before(recipe: Recipe, base: Base, tokenizer: PreTrainedTokenizerBase
     check_fit(model, tokenizer, recipe)
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     # A checkpoint has weights and two moments, and is written before the oldest goes. The result is copied once.
-    needed = trained * (3 * (recipe.checkpoints_kept + 1) + 2)
+    needed = trained * (3 * (recipe.checkpoints_kept + 1) + 2) - _written_before(folder / _WORK)
     there = next(f for f in (folder, *folder.absolute().parents) if f.is_dir())
     free = shutil.disk_usage(there).free
     if needed > free:
@@ -212,6 +229,12 @@ def _check_before(recipe: Recipe, base: Base, tokenizer: PreTrainedTokenizerBase
             f"The disk of {folder} has {free / 1e9:.1f} GB free and the run needs about {needed / 1e9:.1f} GB: free "
             f"space, choose another folder with --out, or lower checkpoints_kept."
         )
+
+
+def _written_before(work: Path) -> int:
+    """Bytes of checkpoints and results of this very run, which is gone on with: their room is needed once."""
+    files = [f for pattern in ("*/checkpoint-*/*", "*/result/*") for f in work.glob(pattern)]
+    return sum(f.stat().st_size for f in files if f.is_file())
 
 
 # The result -----------------------------------------------------------------------------------------------------------

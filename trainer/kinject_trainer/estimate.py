@@ -12,9 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import RevisionNotFoundError
 from transformers import AutoConfig, PretrainedConfig
 
 from kinject_trainer.base import READER, Base, find_base, known_config, load_tokenizer, skeleton
@@ -22,10 +24,12 @@ from kinject_trainer.data import Plan, encoder
 from kinject_trainer.documents import Texts
 from kinject_trainer.recipe import ADAPTERS, UNTESTED, Recipe
 from lm_eval_kinject.errors import ModelError
+from lm_eval_kinject.hub.fetch import fetch_snapshot
 
 __all__ = ["Estimate", "estimate"]
 
 _CHARACTERS_A_TOKEN = 3.6  # English news under a vocabulary of 32,000; names cost more than prose
+_WITHOUT_WEIGHTS = ("*.json", "*.txt", "tokenizer*", "*.model")
 _GPU_FLOPS = 312e12  # an A100's bf16 peak
 _UTILISATION = 0.4
 
@@ -132,13 +136,26 @@ def _config(recipe: Recipe, notes: list[str]) -> tuple[Base | None, PretrainedCo
     """The base if it is on this disk, and the model's shape."""
     known = known_config(recipe.model)
     try:
-        base = find_base(recipe)
-    except ModelError:
-        if known is None:
+        base = _shape_at_hub(recipe) if _is_hub_id(recipe.model) else find_base(recipe)
+    except ModelError as problem:
+        if known is None or isinstance(problem.__cause__, RevisionNotFoundError):
             raise
         notes.append(f"{recipe.model} is not on this disk: its shape is the one this trainer knows it by")
         return None, known
     return base, AutoConfig.from_pretrained(base.folder)
+
+
+def _is_hub_id(model: str) -> bool:
+    return model.count("/") == 1 and not model.startswith((".", "~", "/")) and not Path(model).is_dir()
+
+
+def _shape_at_hub(recipe: Recipe) -> Base:
+    """A Hub model's configuration and tokenizer; its weights stay where they are."""
+    found = fetch_snapshot(
+        recipe.model, kind="model", revision=recipe.model_revision, patterns=_WITHOUT_WEIGHTS, error=ModelError,
+        offline_advice="Without a network give model: reader or a folder.",
+    )  # fmt: skip
+    return Base(recipe.model, found.path, found.commit)
 
 
 def _counter(base: Base | None) -> tuple[Callable[[str], int], bool]:

@@ -38,7 +38,7 @@ from kinject_trainer.evaluate import mean_token_loss, next_token_loss
 from kinject_trainer.forgetting import Gauge
 from kinject_trainer.log import Log
 from kinject_trainer.recipe import Recipe
-from lm_eval_kinject.errors import KinjectError
+from lm_eval_kinject.errors import ArgumentError, KinjectError
 from lm_eval_kinject.provenance import publish_folder, read_json, write_json
 
 __all__ = ["Materials", "Outcome", "run_training"]
@@ -362,7 +362,13 @@ def run_training(materials: Materials, rate: float, place: Path, log_file: Path,
 def _train(materials: Materials, rate: float, place: Path, log_file: Path, run: Mapping[str, Any], say: Say) -> Outcome:
     began = time.monotonic()
     set_seed(materials.recipe.seed)
-    plan = materials.plan(_arguments(materials.recipe, rate, place).world_size)
+    try:
+        world = _arguments(materials.recipe, rate, place).world_size
+    except (ValueError, TypeError) as problem:
+        raise ArgumentError(
+            f"transformers refuses the arguments under trainer: {problem}", materials.recipe.where
+        ) from problem
+    plan = materials.plan(world)
     arguments = _arguments(materials.recipe, rate, place, plan)
     checkpoint = newest(place, run)
     log = None
