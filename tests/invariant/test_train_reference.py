@@ -27,9 +27,10 @@ def stream_of_tokens():
 
 
 def loop(model):
-    blocks = stream_of_tokens()
-    # The shorter block at the end joins the last update, which has room for it in this data.
-    updates = [blocks[i : i + BATCH] for i in range(0, len(blocks), BATCH)]
+    *blocks, tail = stream_of_tokens()
+    assert len(tail) < BLOCK
+    # The shorter block at the end has an update of its own, however a batch is divided into passes.
+    updates = [*(blocks[i : i + BATCH] for i in range(0, len(blocks), BATCH)), [tail]]
     optimizer = torch.optim.AdamW(_groups(model), lr=RATE, betas=(0.9, 0.999), eps=1e-8)
     warm_up = round(WARM_UP * len(updates))
     losses = []

@@ -83,7 +83,10 @@ def refuse_another(work: Path, run: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: it is of another one; says in what they differ.
     """
-    if not (work / _CLAIM).is_file():
+    if not (work / _CLAIM).is_file():  # lost; a checkpoint says it as well, and the claim must not be renewed over it
+        for place in work.iterdir() if work.is_dir() else ():
+            for checkpoint in complete(place):
+                _refuse_differing(checkpoint, {key: checkpoint.run.get(key) for key in run}, run)
         return
     differing = _differing(read_json(work / _CLAIM), run)
     if differing:
@@ -97,6 +100,15 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
 
 
+def _refuse_differing(checkpoint: Checkpoint, its: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    differing = _differing(its, ours)
+    if differing:
+        raise TrainingError(
+            f"The checkpoint {checkpoint.folder} is of another run: its {', '.join(differing)} differ. Resume with "
+            f"what it was started with, or train into another folder with --out; nothing was changed."
+        )
+
+
 def newest(folder: Path, run: Mapping[str, Any]) -> Checkpoint | None:
     """The checkpoint to go on from; None where there is none.
 
@@ -107,12 +119,7 @@ def newest(folder: Path, run: Mapping[str, Any]) -> Checkpoint | None:
     if not found:
         return None
     last = found[-1]
-    differing = _differing(last.run, run)
-    if differing:
-        raise TrainingError(
-            f"The checkpoint {last.folder} is of another run: its {', '.join(differing)} differ. Resume with what it "
-            f"was started with, or train into another folder with --out; nothing was changed."
-        )
+    _refuse_differing(last, last.run, run)
     return last
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -152,8 +152,7 @@ class Mixture:
     @cached_property
     def reading_worlds(self) -> list[World]:
         """Fresh events to read about; several worlds, since one has only some hundred names of each kind."""
-        kinds = training_kinds()
-        return [World(READING_SEED + n, kinds, READING_EVENTS, "reader") for n in range(READING_WORLDS)]
+        return _reading_worlds()
 
     @cached_property
     def recall_world(self) -> World:
@@ -269,6 +268,12 @@ class Mixture:
 
 
 RETELLING_UNTIL, RECALL_FROM = 0.25, 0.4
+
+
+@lru_cache(maxsize=1)
+def _reading_worlds() -> list[World]:
+    kinds = training_kinds()
+    return [World(READING_SEED + n, kinds, READING_EVENTS, "reader") for n in range(READING_WORLDS)]
 
 
 def is_asked(event: Event, slot: str) -> bool:
