@@ -112,7 +112,8 @@ def test_dry_run_of_a_pull_request_is_what_the_pull_request_does(hub: HubServer,
 
     planned, done = to_other(True), to_other(False)
     assert isinstance(planned, Plan)
-    assert tuple(planned.sizes) == done.sent  # type: ignore[union-attr]
+    assert isinstance(done, Published)
+    assert tuple(planned.sizes) == done.sent
     (run / "loss.png").unlink()
     again = to_other(True)
     assert isinstance(again, Plan)
@@ -125,7 +126,8 @@ def test_dry_run_of_a_pull_request_is_what_the_pull_request_does(hub: HubServer,
 def test_models_and_data_as_pull_requests(hub: HubServer, base: Path, tmp_path: Path) -> None:
     hub.store.create("model", "other/base", "other", private=False)
     done = push_model(base, "other/base", pull_request=True)
-    assert done.pull_request == f"{hub.url}/other/base/discussions/1"  # type: ignore[union-attr]
+    assert isinstance(done, Published)
+    assert done.pull_request == f"{hub.url}/other/base/discussions/1"
     assert set(hub.store.files("other/base")) == {".gitattributes"}
 
 

@@ -239,9 +239,9 @@ class Mixture:
         """
         rng = random.Random(f"mixture:{self.seed}:{step}")
         # Letters twice once options are read as texts: to name one is the same reading and a step more.
-        formats = (False, True) if progress < RETELLING_UNTIL else (False, True, True)
+        formats = (False, True) if progress < FOUNDATION_UNTIL else (False, True, True)
         batches = [self._reading_batch(rng, progress, tokens, letters) for letters in formats]
-        if progress < RETELLING_UNTIL or rng.random() < 0.2:
+        if progress < FOUNDATION_UNTIL or rng.random() < 0.2:
             chunks = rng.randint(1, 2)
             worlds = [rng.choice(self.reading_worlds) for _ in range(max(2, tokens // (200 * (chunks + 1))))]
             batches.append([self.retelling_row(world, chunks, rng) for world in worlds])
@@ -267,7 +267,8 @@ class Mixture:
         return rows + [self.closed_book_row(rng, length) for _ in range(closed)]
 
 
-RETELLING_UNTIL, RECALL_FROM = 0.25, 0.4
+FOUNDATION_UNTIL, RECALL_FROM = 0.25, 0.4
+"""Progress at which copying is taken for learnt (less retelling, more letters) and at which recall joins."""
 
 
 @lru_cache(maxsize=1)
@@ -298,7 +299,7 @@ def _draw_shape(rng: random.Random, progress: float, letters: bool) -> ReadingSh
     most = 1 if progress < 0.1 else 3 if progress < 0.25 else 5
     chunks = rng.randint(1, most)
     examples = rng.choice((0, 0, 0, 0, 1, 2, 3, 5)) if progress > 0.2 else 0
-    hints = 0.0 if not letters or progress < RETELLING_UNTIL else 0.5 if progress < 0.5 else 0.1
+    hints = 0.0 if not letters or progress < FOUNDATION_UNTIL else 0.5 if progress < 0.5 else 0.1
     return ReadingShape(chunks, 6 if letters else 10, letters, examples=examples, hints=hints)
 
 

@@ -29,9 +29,8 @@ from lm_eval_kinject.records import Question
 BUNDLED_SEED = 2042
 YEAR_OF_EVENTS = 2042
 
-_FEWEST_RIVALS = (
-    8  # events of a kind, so that three wrong options can be found that are neither alike nor from one chunk
-)
+# Events of a kind, so that three wrong options can be found that are neither alike nor of the chunk itself.
+_FEWEST_RIVALS = 8
 
 Row = dict[str, Any]
 
