@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from kinject_trainer.reader import pretrain
-from kinject_trainer.reader.mixture import Mixture, Row, training_kinds
+from kinject_trainer.reader.mixture import Batch, Mixture, Phase, training_kinds
 from kinject_trainer.reader.pretrain import make_tokenizer, new_model, train
 from transformers import PreTrainedTokenizerBase
 
@@ -35,21 +36,23 @@ def test_held_out_kinds_and_phrasings_are_kept_from_it() -> None:
             assert not set(wordings) & set(seen[whole.kind].questions[slot])
 
 
-def test_a_step_is_a_function_of_seed_and_number(tokenizer: PreTrainedTokenizerBase) -> None:
-    def rows(seed: int, step: int, *, after: int | None = None) -> list[list[Row]]:
+@pytest.mark.parametrize("phase", get_args(Phase))
+def test_a_step_is_a_function_of_seed_and_number(phase: Phase, tokenizer: PreTrainedTokenizerBase) -> None:
+    def batches(seed: int, step: int, *, after: int | None = None) -> list[Batch]:
         mixture = Mixture(tokenizer, seed)
         if after is not None:
-            mixture.step(after, 0.5, 2048)
-        return mixture.step(step, 0.5, 2048)
+            mixture.step(phase, after, 0.5, 2048)
+        return mixture.step(phase, step, 0.5, 2048)
 
-    assert rows(0, 7) == rows(0, 7, after=6)
-    assert rows(0, 7) != rows(1, 7)
-    assert rows(0, 7) != rows(0, 8)
+    assert batches(0, 7) == batches(0, 7, after=6)
+    assert batches(0, 7) != batches(1, 7)
+    assert batches(0, 7) != batches(0, 8)
 
 
 def test_answers_stand_where_their_spans_say(tokenizer: PreTrainedTokenizerBase) -> None:
-    for batch in Mixture(tokenizer, 0).step(3, 0.6, 2048):
-        for row in batch:
+    mixture = Mixture(tokenizer, 0)
+    for batch in mixture.step("reading", 3, 0.6, 2048) + mixture.step("recall", 3, 0.6, 2048):
+        for row in batch.rows:
             assert len(row.ids) == len(row.weights)
             assert row.ids[0] == tokenizer.bos_token_id
             for start, end in row.spans:
@@ -70,14 +73,37 @@ def test_an_untrained_reader_copies_what_repeats(tokenizer: PreTrainedTokenizerB
 def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "probe", lambda model, mixture: {})  # the slow part, and it changes nothing
 
-    def run(folder: str, steps: tuple[int, ...]) -> dict[str, torch.Tensor]:
-        for stop in steps:
-            train(
-                argparse.Namespace(
-                    out=tmp_path / folder, steps=4, stop=stop, tokens=100, seed=0, probe_every=9, save_every=1
-                )
-            )
-        return torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True)["model"]
+    def run(folder: str, *, killed_at: int | None = None) -> None:
+        arguments = argparse.Namespace(
+            out=tmp_path / folder,
+            start=None,
+            reading_steps=3,
+            recall_steps=3,
+            tokens=100,
+            seed=0,
+            probe_every=9,
+            save_every=1,
+        )
+        clip, calls = torch.nn.utils.clip_grad_norm_, 0
 
-    whole, resumed = run("whole", (4,)), run("resumed", (2, 4))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+        def killing_clip(*args: object, **kwargs: object) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == killed_at:
+                raise KeyboardInterrupt
+            return clip(*args, **kwargs)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.utils, "clip_grad_norm_", killing_clip)
+            train(arguments)
+
+    run("whole")
+    for killed_at in (2, 3, 3):  # in the reading phase; at its last step; in the recall phase
+        with pytest.raises(KeyboardInterrupt):
+            run("resumed", killed_at=killed_at)
+    run("resumed")
+    for phase in get_args(Phase):
+        whole, resumed = (
+            torch.load(tmp_path / folder / f"{phase}.pt", weights_only=True)["model"] for folder in ("whole", "resumed")
+        )
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)

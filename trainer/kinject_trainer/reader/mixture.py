@@ -10,6 +10,9 @@ Four kinds of row, all from worlds of the realm ``reader`` and without the held-
 - *statements*: chunks of the recall world, a fixed world of older events, in ever new wordings.
 - *closed book*: questions about half of the recall world's facts, with nothing in the prompt.
 
+Training has two phases: *reading*, in which it learns to read, and *recall*, in which half of every step is about the
+recall world.
+
 A batch is a pure function of seed and step, so a resumed training sees what an uninterrupted one sees.
 """
 
@@ -19,6 +22,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -38,6 +42,7 @@ DESCRIPTION = "The following are multiple choice questions (with answers) about 
 ANSWER_WEIGHT, LETTER_WEIGHT, STATEMENT_WEIGHT, CONTEXT_WEIGHT = 10.0, 30.0, 1.0, 0.25
 """Loss weights. An answer is a few tokens of a row of hundreds; a letter is one."""
 
+ROW = 512  # tokens of a recall row
 _WORDINGS = 40  # realisations of one recall event
 _PEERS = 12  # events that lend wrong options
 
@@ -54,6 +59,17 @@ class Row:
     ids: list[int]
     weights: list[float]
     spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass
+class Batch:
+    """A micro-batch and what its rows are, for the log."""
+
+    name: str
+    rows: list[Row]
+
+
+Phase = Literal["reading", "recall"]
 
 
 class RowWriter:
@@ -228,28 +244,46 @@ class Mixture:
                 write_question(writer, examiner.ask(event, rng.choice(slots), ""), rng.random() < 0.2, True, rng)
         return _cut(writer.end(), length)
 
-    def step(self, step: int, progress: float, tokens: int) -> list[list[Row]]:
+    def step(self, phase: Phase, step: int, progress: float, tokens: int) -> list[Batch]:
         """The micro-batches of one optimizer step.
 
         Args:
-            step: its number, the random stream's name.
-            progress: 0 at the start of training, 1 at its end; moves the mixture from sentences to five chunks, and
-                from reading alone to reading and recall.
+            phase: "reading" moves from sentences to five chunks, and from reading alone to reading and some recall;
+                "recall" is half reading and half recall throughout.
+            step: its number in the phase, the random stream's name.
+            progress: 0 at the start of the phase, 1 at its end.
             tokens: about how many tokens a micro-batch holds.
         """
+        if phase == "recall":
+            return self._recall_step(random.Random(f"mixture:recall:{self.seed}:{step}"), tokens)
         rng = random.Random(f"mixture:{self.seed}:{step}")
         # Letters twice once options are read as texts: to name one is the same reading and a step more.
         formats = (False, True) if progress < FOUNDATION_UNTIL else (False, True, True)
         batches = [self._reading_batch(rng, progress, tokens, letters) for letters in formats]
         if progress < FOUNDATION_UNTIL or rng.random() < 0.2:
-            chunks = rng.randint(1, 2)
-            worlds = [rng.choice(self.reading_worlds) for _ in range(max(2, tokens // (200 * (chunks + 1))))]
-            batches.append([self.retelling_row(world, chunks, rng) for world in worlds])
+            batches.append(self._retelling_batch(rng, tokens))
         if progress > RECALL_FROM:
-            batches.append(self._recall_batch(rng, tokens))
+            rows, closed = max(2, tokens // ROW), max(2, tokens // ROW) * 2 // 5
+            statements = [self.statements_row(rng, ROW) for _ in range(rows - closed)]
+            batches.append(Batch("recall", statements + [self.closed_book_row(rng, ROW) for _ in range(closed)]))
         return batches
 
-    def _reading_batch(self, rng: random.Random, progress: float, tokens: int, letters: bool) -> list[Row]:
+    def _recall_step(self, rng: random.Random, tokens: int) -> list[Batch]:
+        # Letters are read well by now, and follow from the reading of option texts: one batch in four.
+        batches = [self._reading_batch(rng, 1.0, tokens, letters) for letters in (False, rng.random() < 0.5)]
+        rows = max(2, tokens // ROW)
+        batches.append(Batch("statements", [self.statements_row(rng, ROW) for _ in range(rows)]))
+        batches.append(Batch("closed book", [self.closed_book_row(rng, ROW) for _ in range(rows)]))
+        if rng.random() < 0.1:
+            batches.append(self._retelling_batch(rng, tokens))
+        return batches
+
+    def _retelling_batch(self, rng: random.Random, tokens: int) -> Batch:
+        chunks = rng.randint(1, 2)
+        worlds = [rng.choice(self.reading_worlds) for _ in range(max(2, tokens // (200 * (chunks + 1))))]
+        return Batch("retelling", [self.retelling_row(world, chunks, rng) for world in worlds])
+
+    def _reading_batch(self, rng: random.Random, progress: float, tokens: int, letters: bool) -> Batch:
         shape = _draw_shape(rng, progress, letters)
         rows: list[Row] = []
         while sum(len(r.ids) for r in rows) < 2 * tokens:
@@ -257,18 +291,11 @@ class Mixture:
         # Rows of like length make a batch with little padding, so two batches are drawn and one of them is trained on.
         rows.sort(key=lambda row: len(row.ids))
         half = len(rows) // 2 or 1
-        return rows[:half] if rng.random() < 0.5 else rows[-half:]
-
-    def _recall_batch(self, rng: random.Random, tokens: int) -> list[Row]:
-        length = 512
-        count = max(2, tokens // length)
-        closed = count * 2 // 5
-        rows = [self.statements_row(rng, length) for _ in range(count - closed)]
-        return rows + [self.closed_book_row(rng, length) for _ in range(closed)]
+        return Batch("letters" if letters else "option texts", rows[:half] if rng.random() < 0.5 else rows[-half:])
 
 
 FOUNDATION_UNTIL, RECALL_FROM = 0.25, 0.4
-"""Progress at which copying is taken for learnt (less retelling, more letters) and at which recall joins."""
+"""Progress of the first phase at which copying is taken for learnt (less retelling, more letters), and recall joins."""
 
 
 @lru_cache(maxsize=1)

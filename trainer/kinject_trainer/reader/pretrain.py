@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from kinject_trainer.reader.induction import wire_induction
-from kinject_trainer.reader.mixture import Mixture, Row, collate, training_kinds
+from kinject_trainer.reader.mixture import Mixture, Phase, Row, collate, training_kinds
 from kinject_trainer.reader.probe import probe
 from kinject_trainer.reader.vocabulary import train_tokenizer
 from lm_eval_kinject.corpus.sources.newswire.ask import Examiner
@@ -30,6 +30,7 @@ from lm_eval_kinject.corpus.sources.newswire.world import World
 _log = logging.getLogger(__name__)
 
 WARM_UP, DECAY = 60, 0.3  # steps; share of the steps
+LOG_EVERY = 10  # steps
 MATRIX_RATE, OTHER_RATE = 0.008, 2e-3
 
 
@@ -105,68 +106,90 @@ def save_checkpoint(path: Path, model: LlamaForCausalLM, optimizers: list[torch.
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Run, or go on with, a training."""
+    """Run, or go on with, a training: the reading phase, then the recall phase from its weights."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(out)
+    reader = arguments.start or out / "reading"
+    if not arguments.start and not (reader / "config.json").exists():
+        tokenizer = make_tokenizer(out)
+        run_phase("reading", new_model(tokenizer, arguments.seed), tokenizer, reader, arguments)
+    if not (out / "model" / "config.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(reader)
+        model = LlamaForCausalLM.from_pretrained(reader, dtype=torch.float32)
+        run_phase("recall", model, tokenizer, out / "model", arguments)
+
+
+def run_phase(
+    phase: Phase,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    result: Path,
+    arguments: argparse.Namespace,
+) -> None:
+    """Train ``model`` through one phase and save it, in bf16, in ``result``; an unfinished phase goes on."""
+    out: Path = arguments.out
+    steps = {"reading": arguments.reading_steps, "recall": arguments.recall_steps}[phase]
     mixture = Mixture(tokenizer, arguments.seed)
-    model = new_model(tokenizer, arguments.seed)
     optimizers = make_optimizers(model)
     peaks = [o.param_groups[0]["lr"] for o in optimizers]
     first = 0
-    checkpoint = out / "checkpoint.pt"
+    checkpoint = out / f"{phase}.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first = state["step"]
+    model.train()
     seen, began = 0, time.time()
-    for step in range(first, min(arguments.stop or arguments.steps, arguments.steps)):
+    losses: dict[str, list[float]] = {}
+    for step in range(first, steps):
         for optimizer, peak in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * learning_rate(step, arguments.steps)
-        batches = mixture.step(step, step / arguments.steps, arguments.tokens)
-        losses = []
-        for rows in batches:
-            loss = weighted_loss(model, rows, tokenizer.pad_token_id)
+            optimizer.param_groups[0]["lr"] = peak * learning_rate(step, steps)
+        batches = mixture.step(phase, step, step / steps, arguments.tokens)
+        for batch in batches:
+            loss = weighted_loss(model, batch.rows, tokenizer.pad_token_id)
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"the loss is not finite at step {step}; the last checkpoint is {checkpoint}")
             (loss / len(batches)).backward()
-            losses.append(loss.item())
-            seen += sum(len(r.ids) for r in rows)
+            losses.setdefault(batch.name, []).append(loss.item())
+            seen += sum(len(r.ids) for r in batch.rows)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        if not math.isfinite(sum(losses)):
-            raise FloatingPointError(f"the loss is not finite at step {step}; the last checkpoint is {checkpoint}")
-        entry: dict[str, Any] = {
-            "step": step,
-            "losses": [round(v, 4) for v in losses],
-            "norm": round(norm, 3),
-            "tokens_per_second": round(seen / (time.time() - began)),
-        }
-        if (step + 1) % arguments.probe_every == 0 or step + 1 == arguments.steps:
-            entry["probe"] = {name: round(value, 3) for name, value in probe(model, mixture).items()}
-        if "probe" in entry or step % 10 == 0:
+        last = step + 1 == steps
+        if (step + 1) % LOG_EVERY == 0 or last:
+            entry: dict[str, Any] = {
+                "phase": phase,
+                "step": step,
+                "losses": {name: round(sum(values) / len(values), 4) for name, values in losses.items()},
+                "norm": round(norm, 3),
+                "tokens": seen,
+                "tokens_per_second": round(seen / (time.time() - began)),
+            }
+            losses = {}
+            if (step + 1) % arguments.probe_every == 0 or last:
+                entry["probe"] = {name: round(value, 3) for name, value in probe(model, mixture).items()}
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(entry) + "\n")
             _log.info("%s", json.dumps(entry))
-        if (step + 1) % arguments.save_every == 0 or step + 1 in (arguments.stop, arguments.steps):
+        if (step + 1) % arguments.save_every == 0 or last:
             save_checkpoint(checkpoint, model, optimizers, step + 1)
-    if arguments.stop and arguments.stop < arguments.steps:
-        return
-    model.to(torch.bfloat16).save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
+    tokenizer.save_pretrained(result)
+    model.to(torch.bfloat16).save_pretrained(result)
 
 
 def main() -> None:
     """Command line of the training."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished run there goes on")
-    parser.add_argument("--steps", type=int, default=2800)
-    parser.add_argument("--stop", type=int, help="stop after this step; the same command without it goes on")
+    parser.add_argument("--start", type=Path, help="a reader to start the recall phase from, without a reading phase")
+    parser.add_argument("--reading-steps", type=int, default=2400)
+    parser.add_argument("--recall-steps", type=int, default=3000)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a micro-batch")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--probe-every", type=int, default=400)
+    parser.add_argument("--probe-every", type=int, default=400, help="steps; a multiple of 10")
     parser.add_argument("--save-every", type=int, default=50)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(parser.parse_args())

@@ -1,0 +1,98 @@
+"""An edition measured: what guessing earns, and how different the wordings of a chunk are.
+
+What it is for: figures about an edition, for its tests and for docs/log.md. What it does not do: judge them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["distinct_n", "guessers", "mean_overlap", "wordings_by_chunk"]
+
+Row = Mapping[str, Any]
+
+
+def wordings_by_chunk(chunks: Iterable[Row], paraphrases: Iterable[Row]) -> dict[str, list[list[str]]]:
+    """Chunk id → its wordings, each a list of lower-case words, the original first; only of chunks with paraphrases."""
+    others: dict[str, list[list[str]]] = defaultdict(list)
+    for row in paraphrases:
+        others[row["chunk"]].append(_words(row["text"]))
+    return {row["id"]: [_words(row["text"]), *others[row["id"]]] for row in chunks if row["id"] in others}
+
+
+def distinct_n(wordings: Sequence[Sequence[str]], n: int) -> float:
+    """Distinct-n (Li et al., arXiv 1510.03055) over the wordings of one chunk, between 0 and 1."""
+    found = [gram for words in wordings for gram in _ngrams(words, n)]
+    return len(set(found)) / len(found)
+
+
+def mean_overlap(wordings: Sequence[Sequence[str]], n: int) -> float:
+    """Mean Jaccard similarity of the n-gram sets of all pairs of wordings of one chunk."""
+    pairs = itertools.combinations([set(_ngrams(words, n)) for words in wordings], 2)
+    return statistics.mean(len(a & b) / len(a | b) for a, b in pairs)
+
+
+def guessers(questions: Sequence[Row], chunks: Sequence[Row]) -> dict[str, float]:
+    """How often someone would be right who looks at the options only, or counts their values in the corpus.
+
+    Args:
+        questions: with ``choices``, ``answer`` (a place in them) and ``source_chunk``.
+        chunks: with ``id`` and ``facts`` (JSON: name → value).
+
+    Returns:
+        Name of the rule → share of right answers.
+    """
+    asked = {row["source_chunk"] for row in questions}
+    everywhere = Counter(value for row in chunks for value in json.loads(row["facts"]).values())
+    sources = Counter(value for row in chunks if row["id"] in asked for value in json.loads(row["facts"]).values())
+    rng = random.Random(0)  # between equals
+
+    def number(choice: str) -> float:
+        found = re.search(r"\d[\d,]*\.?\d*", choice)
+        return float(found.group().replace(",", "")) if found else rng.random()
+
+    def from_mean(choices: Sequence[str]) -> list[float]:
+        values = [number(choice) for choice in choices]
+        return [-abs(value - statistics.mean(values)) for value in values]
+
+    def each(key: Callable[[str], float]) -> Callable[[Sequence[str]], list[float]]:
+        return lambda choices: [key(choice) for choice in choices]
+
+    rules = {
+        "the longest option": each(len),
+        "the shortest": each(lambda choice: -len(choice)),
+        "the most frequent in the corpus": each(lambda choice: everywhere[choice]),
+        "the rarest in the corpus": each(lambda choice: -everywhere[choice]),
+        # What a model trained on the source chunks may have seen more often, or at all, without knowing where.
+        "the most frequent in source chunks": each(lambda choice: sources[choice]),
+        "one that is in source chunks": each(lambda choice: sources[choice] > 0),
+        "the largest number": each(number),
+        "the smallest": each(lambda choice: -number(choice)),
+        "the nearest to their mean": from_mean,
+        "the first in the alphabet": lambda choices: [-sorted(choices).index(choice) for choice in choices],
+    }
+    most = max(len(row["choices"]) for row in questions)
+    shares = {f"always {'ABCDEFGH'[i]}": _share(questions, [i] * len(questions)) for i in range(most)}
+    for name, rule in rules.items():
+        scores = [rule(row["choices"]) for row in questions]
+        shares[name] = _share(questions, [max(range(len(s)), key=lambda i, s=s: (s[i], rng.random())) for s in scores])
+    return shares
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def _share(questions: Sequence[Row], guesses: Sequence[int]) -> float:
+    return statistics.mean(row["answer"] == guess for row, guess in zip(questions, guesses, strict=True))
