@@ -99,7 +99,7 @@ def ours(case: Any, folder: Path, place: str) -> Any:
     from kinject_trainer.base import Base, load_model
     from kinject_trainer.data import Plan, Store, Stream
     from kinject_trainer.recipe import Recipe
-    from kinject_trainer.train import BlockTrainer, Materials
+    from kinject_trainer.trainer import BlockTrainer, Materials
     from transformers import AutoTokenizer, TrainingArguments
 
     blocks = blocks_of(case)

@@ -29,6 +29,7 @@ __all__ = [
     "Base",
     "check_fit",
     "find_base",
+    "is_hub_id",
     "load_model",
     "load_tokenizer",
     "skeleton",
@@ -74,7 +75,7 @@ def find_base(recipe: Recipe) -> Base:
         return Base(READER, folder, fingerprint_model(folder))
     folder = Path(recipe.model).expanduser()
     if not folder.is_dir():
-        if recipe.model.count("/") != 1 or recipe.model.startswith((".", "~", "/")):
+        if not is_hub_id(recipe.model):
             raise ModelError(
                 f"There is no model folder {recipe.model}: give `reader`, a folder or a Hub id owner/name."
             )
@@ -93,6 +94,11 @@ def find_base(recipe: Recipe) -> Base:
             f"more) of its fingerprint, {made[:16]}…. Mend model_revision, or take the right folder."
         )
     return Base(recipe.model, folder, made)
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a recipe's model is meant to be on the Hub: owner/name, and no folder here."""
+    return model.count("/") == 1 and not model.startswith((".", "~", "/")) and not Path(model).is_dir()
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:

@@ -9,10 +9,8 @@ is needed to go on is in its folder ``work``, which the end removes.
 
 from __future__ import annotations
 
-import errno
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,13 @@ from kinject_trainer.data import Demarcation, Stream, build_store, cut, encoder
 from kinject_trainer.documents import Texts, open_corpus
 from kinject_trainer.errors import TrainingError
 from kinject_trainer.estimate import Estimate, estimate, run_tokens
+from kinject_trainer.failures import told_of_a_full_disk
 from kinject_trainer.forgetting import general_text_fingerprint, make_gauge
 from kinject_trainer.plot import draw
+from kinject_trainer.processes import on_cpu
 from kinject_trainer.recipe import UNTESTED, Recipe, load_recipe
-from kinject_trainer.train import Materials, Outcome, on_cpu
+from kinject_trainer.train import Outcome
+from kinject_trainer.trainer import Materials
 from kinject_trainer.tune import Trial, search
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.provenance import (
@@ -111,27 +112,13 @@ def train(
         refuse_another(folder / _WORK, identity)
         state.wait_for_everyone()
     _check_before(checked, base, tokenizer, folder)
-    with _told_of_a_full_disk(folder):
+    with told_of_a_full_disk(folder):
         materials = _prepare(checked, texts, base, tokenizer, identity, folder / _WORK, state, tell)
         best, trials = search(materials, folder / _WORK, folder, tell, main=state.is_main_process)
         if state.is_main_process:
             record = _publish(materials, texts, best, trials, folder, tell)
     state.wait_for_everyone()
     return Result(folder, None, record if state.is_main_process else read_json(folder / RECORD))
-
-
-@contextmanager
-def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
-    """What `train.py` does for checkpoints, for all else that is written."""
-    try:
-        yield
-    except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise TrainingError(
-            f"The disk of {folder} is full. What was trained before is kept: free space there, then go on with "
-            f"--resume."
-        ) from problem
 
 
 def _look_at(folder: Path, resume: bool) -> Mapping[str, Any] | None:

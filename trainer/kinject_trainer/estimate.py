@@ -12,14 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import RevisionNotFoundError
 from transformers import AutoConfig, PretrainedConfig
 
-from kinject_trainer.base import READER, Base, find_base, known_config, load_tokenizer, skeleton
+from kinject_trainer.base import READER, Base, find_base, is_hub_id, known_config, load_tokenizer, skeleton
 from kinject_trainer.data import Plan, encoder
 from kinject_trainer.documents import Texts
 from kinject_trainer.recipe import ADAPTERS, UNTESTED, Recipe
@@ -136,17 +135,13 @@ def _config(recipe: Recipe, notes: list[str]) -> tuple[Base | None, PretrainedCo
     """The base if it is on this disk, and the model's shape."""
     known = known_config(recipe.model)
     try:
-        base = _shape_at_hub(recipe) if _is_hub_id(recipe.model) else find_base(recipe)
+        base = _shape_at_hub(recipe) if is_hub_id(recipe.model) else find_base(recipe)
     except ModelError as problem:
         if known is None or isinstance(problem.__cause__, RevisionNotFoundError):
             raise
         notes.append(f"{recipe.model} is not on this disk: its shape is the one this trainer knows it by")
         return None, known
     return base, AutoConfig.from_pretrained(base.folder)
-
-
-def _is_hub_id(model: str) -> bool:
-    return model.count("/") == 1 and not model.startswith((".", "~", "/")) and not Path(model).is_dir()
 
 
 def _shape_at_hub(recipe: Recipe) -> Base:

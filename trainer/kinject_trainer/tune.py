@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kinject_trainer.errors import TrainingError
-from kinject_trainer.train import Materials, NotANumber, Outcome, run_training
+from kinject_trainer.train import Outcome, run_training
+from kinject_trainer.trainer import Materials, NotANumber
 from lm_eval_kinject.provenance import write_json
 
 __all__ = ["Trial", "search"]
