@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.hub_fixture import TOKEN
-from helpers.local_tasks import ROOT, TOWNS, chunk_text, copy_current_events
+from helpers.hub_story import Story, tell
+from helpers.local_tasks import TOWNS, chunk_text, copy_current_events
 from helpers.tiny_models import make_tiny
-from hub_server import HubServer, Store
 
 
 def write_dataset_folder(folder: Path) -> None:
@@ -31,35 +27,41 @@ def write_dataset_folder(folder: Path) -> None:
     (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\n# Bridges\n")
 
 
+RECIPE = """\
+variant: ft-par
+paraphrases: 2
+method: lora
+rank: 4
+block_size: 16
+epochs: 2
+global_batch: 4
+learning_rate: 1.0e-3
+forgetting: false
+validate_every: never
+"""
+
+
 @pytest.mark.slow
 def test_the_whole_story(tmp_path: Path) -> None:
-    store = Store()
-    store.add_user("me", TOKEN)
-    store.add_user("other", "hf_" + "o" * 34)
-    store.create("model", "other/reader-ft-par", "other", private=False)
-    base = Path(make_tiny("llama", tmp_path))
-    copy_current_events(tmp_path / "material" / "tasks")
+    tasks = copy_current_events(tmp_path / "material" / "tasks")
     write_dataset_folder(tmp_path / "material" / "corpus")
-    with HubServer(store) as hub:
-        environment = {
-            **os.environ,
-            **hub.environment(tmp_path / "home", TOKEN),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "trainer")]),
-            "KINJECT_CACHE": str(tmp_path / "kinject"),
-            "OMP_NUM_THREADS": "1",
-        }
-        program = ROOT / "tests/helpers/hub_story.py"
-        command = [sys.executable, str(program), str(base), str(tmp_path / "material"), str(tmp_path)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("SEEN ")]
-    assert lines, done.stdout[-3000:] + done.stderr[-6000:]
-    assert TOKEN not in done.stdout + done.stderr
-    seen = json.loads(lines[0].removeprefix("SEEN "))
+    story = Story(
+        base=str(make_tiny("llama", tmp_path)),
+        corpus=str(tmp_path / "material" / "corpus"),
+        questions=str(tasks / "data"),
+        tasks=str(tasks.parent),
+        recipe=RECIPE,
+        retrieval="retriever=bm25,k=2",
+        scratch=str(tmp_path),
+    )
+    told = tell(story, {"OMP_NUM_THREADS": "1"}, timeout=600)
+    seen, store = told.seen, told.store
+    assert TOKEN not in told.printed
     assert "adapter_model.safetensors" in seen["pushed"]
     assert seen["pushed again"] == []
     assert seen["pull request"].endswith("/other/reader-ft-par/discussions/1")
     assert 0 <= float(seen["row"]) <= 1
-    assert int(seen["plain"]) > 0
+    assert seen["plain"] > 0
     assert seen["verified"] == "me/reader-ft-par"
 
     card = store.files("me/reader-ft-par")["README.md"].decode()
@@ -67,4 +69,3 @@ def test_the_whole_story(tmp_path: Path) -> None:
     everything = b"".join(data for repo in store.repos.values() for data in store.files(repo.id, repo.type).values())
     assert TOKEN.encode() not in everything
     assert str(tmp_path).encode() not in everything
-    print(seen["seconds"])
