@@ -268,6 +268,21 @@ def run_case(name: str, lm: HFLM, device: str, n_questions: int, batch_sizes: li
     )
 
 
+def broken_promises(row: Row, dtype: str) -> list[str]:
+    """What the project promises of this case (on two CPU cores, in fp32) and this run didn't show."""
+    broken = []
+    least = row.target or 0.95
+    if row.ratio < least:
+        broken.append(f"ratio {row.ratio:.2f} < {least:g}")
+    if row.target and row.forwarded_over_distinct is not None and row.forwarded_over_distinct > 1.05:
+        broken.append(f"forwarded/distinct {row.forwarded_over_distinct:.3f} > 1.05")
+    if row.case == "k3-cloze-128k" and row.memory_over_stock is not None and row.memory_over_stock > 0.25:
+        broken.append(f"memory/stock {row.memory_over_stock:.2f} > 0.25")
+    if dtype == "float32" and not (row.largest_difference <= 1e-4 and row.same_greedy):
+        broken.append(f"max |Δ| {row.largest_difference:.1e}, greedy {'same' if row.same_greedy else 'differs'}")
+    return broken
+
+
 def hardware(device: str) -> dict[str, Any]:
     """Where the figures come from."""
     cpu = platform.processor() or platform.machine()
@@ -298,7 +313,7 @@ def show(row: Row) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the chosen cases; 1 if a promise isn't kept."""
+    """Runs the chosen cases and says which promises weren't kept; 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
@@ -337,8 +352,9 @@ def main(arguments: list[str] | None = None) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
         print(f"written to {target}")
-    kept = all(row.ratio >= (row.target or 0.95) and row.same_greedy for row in rows)
-    return 0 if kept or options.small else 1
+    broken = [f"{row.case}: {promise}" for row in rows for promise in broken_promises(row, options.dtype)]
+    print("\n".join(["promises not kept:", *broken] if broken else ["every promise is kept"]))
+    return 1 if broken and not options.small else 0
 
 
 if __name__ == "__main__":

@@ -128,16 +128,16 @@ def _die(*_: Any, **__: Any) -> None:
 def _set_trap(kill: str) -> None:
     """Arms one death: ``update N``, ``half a checkpoint``, ``before the seal``, ``between old and new``, …"""
     import torch
-    from kinject_trainer import command, train
+    from kinject_trainer import command, train, trainer
 
     if kill.startswith("update"):
         wanted = int(kill.split()[1])
-        original = train.Conductor.on_step_end
+        original = trainer.Conductor.on_step_end
 
         def on_step_end(self, args, state, control, **kwargs):
             return _die() if state.global_step == wanted else original(self, args, state, control, **kwargs)
 
-        train.Conductor.on_step_end = on_step_end
+        trainer.Conductor.on_step_end = on_step_end
     elif kill == "half a checkpoint":
 
         def save(value, file, *_, **__):
@@ -146,9 +146,9 @@ def _set_trap(kill: str) -> None:
 
         torch.save = save
     elif kill == "before the seal":
-        train.seal = _die
+        trainer.seal = _die
     elif kill == "between old and new":
-        train.discard_older = _die
+        trainer.discard_older = _die
     elif kill == "half a result":
         train.publish_folder = _die
     elif kill == "before the record":

@@ -14,7 +14,7 @@ import torch
 from helpers.local_tasks import copy_current_events, evaluate, task_manager
 from helpers.tiny_models import make_tiny
 from helpers.training import read_lines, write_corpus, write_recipe
-from kinject_trainer import checkpoints, command, train
+from kinject_trainer import checkpoints, command, trainer, tune
 from kinject_trainer.base import Base, load_model
 from kinject_trainer.errors import TrainingError
 from kinject_trainer.recipe import Recipe
@@ -276,7 +276,7 @@ def test_models_that_do_not_fit(place, tmp_path):
 
 def test_a_loss_that_is_no_number(place, tmp_path, monkeypatch):
     """It stops at its update, and the checkpoint before it still works."""
-    original = train.next_token_loss
+    original = trainer.next_token_loss
     calls = []
 
     def poisoned(outputs, labels, num_items_in_batch=None):
@@ -284,7 +284,7 @@ def test_a_loss_that_is_no_number(place, tmp_path, monkeypatch):
         loss = original(outputs, labels, num_items_in_batch)
         return loss * math.nan if len(calls) > 8 else loss  # two passes an update: the fifth update
 
-    monkeypatch.setattr(train, "next_token_loss", poisoned)
+    monkeypatch.setattr(trainer, "next_token_loss", poisoned)
     recipe = recipe_of(place, "nan", checkpoint_every=2)
     with pytest.raises(TrainingError) as caught:
         command.train(recipe, out=tmp_path / "run")
@@ -299,7 +299,7 @@ def test_a_loss_that_is_no_number(place, tmp_path, monkeypatch):
 
 
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(place, tmp_path, monkeypatch):
-    original = train.BlockTrainer.training_step
+    original = trainer.BlockTrainer.training_step
 
     def poisoned(self, model, inputs, num_items_in_batch=None):
         loss = original(self, model, inputs, num_items_in_batch)
@@ -307,7 +307,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(place, tmp_path,
             next(p for p in model.parameters() if p.grad is not None).grad[0] = math.inf
         return loss
 
-    monkeypatch.setattr(train.BlockTrainer, "training_step", poisoned)
+    monkeypatch.setattr(trainer.BlockTrainer, "training_step", poisoned)
     with pytest.raises(TrainingError, match=r"a gradient is not a number at update 3\. There is no checkpoint yet"):
         command.train(recipe_of(place, "inf", checkpoint_every="never", max_grad_norm=0), out=tmp_path / "run")
 
@@ -315,10 +315,10 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(place, tmp_path,
 def test_all_processes_stop_at_what_one_has_seen(monkeypatch):
     """What this process has itself is a number; another one tells it of a loss that isn't."""
     told = []
-    monkeypatch.setattr(train, "_anywhere", lambda found, device: told.append(found) or [True, False])
+    monkeypatch.setattr(trainer, "anywhere", lambda found, device: told.append(found) or [True, False])
     state, args = SimpleNamespace(global_step=2), SimpleNamespace(device="cpu")
-    with pytest.raises(train.NotANumber, match="the loss is not a number at update 3"):
-        train.Watch().on_pre_optimizer_step(args, state, None, model=torch.nn.Linear(2, 2))
+    with pytest.raises(trainer.NotANumber, match="the loss is not a number at update 3"):
+        trainer.Watch().on_pre_optimizer_step(args, state, None, model=torch.nn.Linear(2, 2))
     assert told == [[False, False]]
 
 
@@ -383,11 +383,19 @@ def test_a_disk_without_room_is_found_before_training(place, tmp_path, monkeypat
         command.train(recipe_of(place, "room"), out=tmp_path / "run")
 
 
-def test_all_rates_of_a_search_fail(place, tmp_path):
-    recipe = recipe_of(place, "hopeless", learning_rate={"rates": [1e30, 1e31]}, max_grad_norm=0, epochs=1)
+def test_all_rates_of_a_search_fail(place, tmp_path, monkeypatch):
+    rates = {"rates": [1e30, 1e31]}
+    recipe = recipe_of(place, "hopeless", learning_rate=rates, max_grad_norm=0, epochs=1, checkpoint_every=1)
     with pytest.raises(TrainingError, match=r"None of the 2 learning rates"):
         command.train(recipe, out=tmp_path / "run")
-    assert len(read_json(tmp_path / "run" / "trials.json")) == 2
+    trials = read_json(tmp_path / "run" / "trials.json")
+    assert len(trials) == 2
+    # They are settled: their checkpoints are gone, and a resumed search doesn't try them again.
+    assert not list((tmp_path / "run").rglob("checkpoint-*"))
+    monkeypatch.setattr(tune, "run_training", lambda *args: pytest.fail("trained again"))
+    with pytest.raises(TrainingError, match=r"None of the 2 learning rates"):
+        command.train(recipe, out=tmp_path / "run", resume=True)
+    assert read_json(tmp_path / "run" / "trials.json") == trials
 
 
 def test_values_that_transformers_refuses(place, tmp_path):

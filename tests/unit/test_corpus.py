@@ -131,6 +131,25 @@ def test_dataset_folder_with_card_and_ready_chunks(tmp_path: Path) -> None:
     assert (corpus.licence, corpus.source, corpus.revision) == ("cc-by-4.0", "Nice", "v3")
 
 
+@pytest.mark.parametrize("chunks", ["articles.parquet", "articles.jsonl"])
+def test_other_wordings_beside_a_corpus_are_no_part_of_it(tmp_path: Path, chunks: str) -> None:
+    if chunks.endswith("parquet"):
+        parquet(tmp_path / chunks, id=["a"], text=[LONG])
+        parquet(tmp_path / "paraphrases.parquet", chunk=["a"], number=[1], text=["In other words."])
+        parquet(tmp_path / "validation.parquet", chunk=["a"], number=[4], text=["Held out."])
+    else:
+        jsonl(tmp_path / chunks, {"id": "a", "text": LONG})
+        jsonl(tmp_path / "paraphrases.jsonl", {"chunk": "a", "number": 1, "text": "In other words."})
+    assert LONG in load_corpus(tmp_path).chunks[0].text
+    assert not any("other words" in c.text or "Held out" in c.text for c in load_corpus(tmp_path).chunks)
+
+
+def test_a_split_named_validation_is_part_of_a_corpus(tmp_path: Path) -> None:
+    parquet(tmp_path / "train.parquet", id=["a"], text=[LONG])
+    parquet(tmp_path / "validation.parquet", id=["b"], text=["Its rows name no chunk."])
+    assert len({c.document_id for c in load_corpus(tmp_path).chunks}) == 2
+
+
 def test_bundled_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = tmp_path / "tasks"
     parquet(tasks / "events" / "corpus" / "chunks.parquet", id=["a"], text=["Bundled."])

@@ -80,6 +80,13 @@ def test_every_problem_at_once(tmp_path):
         ({"trainer": {"lr_scheduler_kwargs": {}}}, "recipe's own keys"),
         ({"peft": {"lora_biass": True}}, "did you mean lora_bias?"),
         ({"method": "qlora"}, "bf16"),
+        ({"betas": [0.9]}, "betas: must be a list of two numbers"),
+        ({"learning_rate": "fast"}, "learning_rate: must be a number above 0 and up to 10, or a search"),
+        ({"learning_rate": {"low": -1}}, "learning_rate.low: -1: input should be greater than 0"),
+        ({"learning_rate": {"hi": 1}}, "learning_rate.hi: no such key; did you mean high?"),
+        ({"targets": "q_proj"}, "targets: must be `all-linear` or a list"),
+        ({"checkpoint_every": True}, "checkpoint_every: must be a whole number of updates"),
+        ({"validate_every": "day"}, "validate_every: must be a whole number of updates"),
     ],
 )
 def test_one_problem(tmp_path, changes, words):

@@ -174,7 +174,7 @@ def open_corpus(recipe: Recipe) -> Texts:
 
 def _loaded(recipe: Recipe) -> tuple[_Originals, dict[str, Any], list[str]]:
     """All chunks in memory, through the corpus room, which knows every source."""
-    spec = _chunks_alone(recipe.corpus)
+    spec = recipe.corpus
     at_hub = recipe.corpus_revision and "/" in spec and "@" not in spec and not Path(spec).expanduser().exists()
     corpus = load_corpus(f"{spec}@{recipe.corpus_revision}" if at_hub else spec)
     if not at_hub:
@@ -188,12 +188,6 @@ def _loaded(recipe: Recipe) -> tuple[_Originals, dict[str, Any], list[str]]:
 
     made = {**corpus.provenance(), "trained_on": recipe.chunks, "chunks_trained_on": len(chosen)}
     return originals, made, notes
-
-
-def _chunks_alone(spec: str) -> str:
-    """The chunks of a JSON Lines folder, where paraphrases and validation texts would else be read as chunks."""
-    file = Path(spec).expanduser() / "chunks.jsonl"
-    return str(file) if file.is_file() and not file.with_suffix(".parquet").exists() else spec
 
 
 def _choose(corpus: Corpus, recipe: Recipe) -> tuple[tuple[Any, ...], list[str]]:

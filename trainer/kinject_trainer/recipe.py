@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.provenance import fingerprint
@@ -140,9 +140,9 @@ class Recipe(_Strict):
     seed: int = Field(default=0, ge=0, lt=2**32, description="of initialisation and dropout")
     data_seed: int | None = Field(default=None, ge=0, lt=2**32, description="of the order; default: seed")
 
-    checkpoint_every: int | Literal["epoch", "never"] = Field(default="epoch", description="updates, or `epoch`")
+    checkpoint_every: StrictInt | Literal["epoch", "never"] = Field(default="epoch", description="updates, or `epoch`")
     checkpoints_kept: int = Field(default=1, ge=1, le=1000, description="number of newest checkpoints")
-    validate_every: int | Literal["epoch", "never"] = Field(default="epoch", description="updates, or `epoch`")
+    validate_every: StrictInt | Literal["epoch", "never"] = Field(default="epoch", description="updates, or `epoch`")
     forgetting: bool = Field(default=True, description="measure perplexity on general text before and after")
     general_text: str | None = Field(default=None, description="held-out general text: a path; default: see docs")
     trainer: dict[str, Any] = Field(default_factory=dict, description="further transformers.TrainingArguments")
@@ -308,23 +308,38 @@ def _check(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
     return (None if problems else recipe), problems
 
 
+_WANTED = {
+    "learning_rate": "a number above 0 and up to 10, or a search ({low, high, trials} or {rates: […]})",
+    "targets": "`all-linear` or a list of module names",
+    "betas": "a list of two numbers from 0 to below 1, such as [0.9, 0.999]",
+    "checkpoint_every": "a whole number of updates, `epoch` or `never`",
+    "validate_every": "a whole number of updates, `epoch` or `never`",
+}
+"""What keys of several types take: the checker's own messages speak of each type by itself."""
+
+
 def _readable(invalid: ValidationError) -> list[str]:
+    """One sentence a problem, and one problem a place."""
     problems: dict[str, str] = {}
     for error in invalid.errors():
         path = [str(part) for part in error["loc"]]
-        key = path[0]
-        if error["type"] == "extra_forbidden" and len(path) == 1:
-            near = difflib.get_close_matches(key, Recipe.model_fields, n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]}?" if near else "remove it"
-            problems[key] = f"{key}: no such key; {hint}"
+        key, inner = path[0], path[1:]
+        if inner[:1] == ["constrained-float"] and len(inner) == 1 and isinstance(error["input"], dict):
+            continue  # a search was meant, and is complained of by itself
+        if inner[:1] == ["Search"] and len(inner) > 1:
+            inner = inner[1:]
+        elif key in _WANTED:
+            problems.setdefault(key, f"{key}: must be {_WANTED[key]}")
+            continue
+        place = ".".join([key, *inner])
+        if error["type"] == "extra_forbidden":
+            known = Search.model_fields if inner else Recipe.model_fields
+            near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
+            problems[place] = f"{place}: no such key; {f'did you mean {near[0]}?' if near else 'remove it'}"
         elif error["type"] == "missing":
-            problems[key] = f"{key}: missing; give {Recipe.model_fields[key].description}"
+            problems[place] = f"{place}: missing; give {Recipe.model_fields[key].description}"
         else:
-            shown = error["input"] if len(path) == 1 else f"{'.'.join(path[1:])} = {error['input']!r}"
-            message = error["msg"][0].lower() + error["msg"][1:]
-            text = f"{key}: {shown!r}: {message}" if len(path) == 1 else f"{key}: {shown}: {message}"
-            # A value of a union fails once for each member; one sentence is enough.
-            problems.setdefault(key, text)
+            problems[place] = f"{place}: {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
     return list(problems.values())
 
 

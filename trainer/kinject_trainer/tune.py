@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kinject_trainer.checkpoints import complete
 from kinject_trainer.errors import TrainingError
 from kinject_trainer.train import Outcome, run_training
 from kinject_trainer.trainer import Materials, NotANumber
-from lm_eval_kinject.provenance import write_json
+from lm_eval_kinject.provenance import read_json, write_json
 
 __all__ = ["Trial", "search"]
 
@@ -72,7 +73,7 @@ def search(
     (out / "trials").mkdir(exist_ok=True)
     for number, rate in enumerate(rates, start=1):
         say(f"trial {number} of {len(rates)}: learning rate {rate:g}")
-        trials.append(_trial(materials, rate, work, out, say))
+        trials.append(_trial(materials, rate, work, out, say, main=main))
         if main:
             write_json(out / "trials.json", [trial.plain() for trial in trials])
         said = f"{trials[-1].validation_loss:.4f}" if trials[-1].outcome else trials[-1].stopped
@@ -90,15 +91,26 @@ def search(
     return best, trials
 
 
-def _trial(materials: Materials, rate: float, work: Path, out: Path, say: Callable[[str], None]) -> Trial:
+def _trial(
+    materials: Materials, rate: float, work: Path, out: Path, say: Callable[[str], None], *, main: bool
+) -> Trial:
     place = work / f"rate-{rate:g}"
+    run = {**materials.identity, "learning rate": rate}
+    stop = place / "stopped.json"
+    if stop.is_file() and (found := read_json(stop))["run"] == run:
+        return Trial(rate, None, found["why"], place)
     try:
         return Trial(rate, run_training(materials, rate, place, _log_of(rate, out), say), None, place)
     except TrainingError as problem:
         # A rate that is too high ends so; the others may be fine. Whatever else goes wrong ends the search.
-        if isinstance(problem.__cause__, NotANumber):
-            return Trial(rate, None, str(problem.__cause__), place)
-        raise
+        if not isinstance(problem.__cause__, NotANumber):
+            raise
+        why = str(problem.__cause__)
+    if main:
+        write_json(stop, {"run": run, "why": why})
+        for checkpoint in complete(place):  # nobody will go on from there
+            shutil.rmtree(checkpoint.folder, ignore_errors=True)
+    return Trial(rate, None, why, place)
 
 
 def _log_of(rate: float, out: Path) -> Path:

@@ -74,7 +74,8 @@ def read_path(path: Path) -> Source:
 
     A folder with Parquet files is a Hugging Face dataset folder: ``chunks*.parquet`` where there are such, else all
     of them, are its rows, and its README is its card. Any other folder gives all its readable files, in the order of
-    their relative paths; others are left out with a warning.
+    their relative paths; others are left out with a warning. Files named ``paraphrases`` or ``validation`` whose rows
+    name a ``chunk`` and a ``number`` are other wordings of the corpus, for `kinject train`, and no part of it.
 
     Raises:
         CorpusError: unreadable, malformed, empty, or of a kind that isn't known; the message lists every problem of
@@ -121,6 +122,8 @@ def _hidden(relative: Path) -> bool:
 
 def _choose(files: list[Path]) -> tuple[list[Path], list[Path]]:
     """The files that make up a folder's corpus, and those that were left out though they may have been meant."""
+    # Other wordings of its chunks, for a training: to find them would be to find what the chunks were put aside for.
+    files = [f for f in files if not _rewords_chunks(f)]
     parquet = [f for f in files if f.suffix.lower() == ".parquet"]
     if parquet:
         return [f for f in parquet if _is_prepared(f)] or parquet, []
@@ -130,6 +133,25 @@ def _choose(files: list[Path]) -> tuple[list[Path], list[Path]]:
     # A README with no other data beside it is itself what the folder says, unless it is a dataset card.
     chosen = data or [f for f in readable if not _front_matter(f)]
     return chosen, rest
+
+
+def _rewords_chunks(file: Path) -> bool:
+    """Whether the file is the ``paraphrases`` or ``validation`` of chunks that stand in another file."""
+    if file.stem.lower() not in ("paraphrases", "validation"):
+        return False
+    try:
+        if file.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
+
+            columns = set(pq.read_schema(file).names)
+        elif file.suffix.lower() == ".jsonl":
+            with file.open(encoding="utf-8") as lines:
+                columns = set(json.loads(lines.readline()))
+        else:
+            return False
+    except (OSError, ValueError, TypeError):  # ArrowInvalid is a ValueError; whoever reads it will say what is wrong
+        return False
+    return {"chunk", "number", "text"} <= columns
 
 
 def _is_prepared(file: Path) -> bool:
