@@ -217,7 +217,7 @@ def compare(options: argparse.Namespace, vocabulary: str) -> dict[str, Any]:
         result[f"{key}_ratio"] = statistics.median(one["ours"][key] / one["trl"][key] for one in rounds)
     device, parameters = rounds[0]["ours"]["device"], rounds[0]["ours"]["parameters"]
     peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device), None)
-    if peak is not None:
+    if peak is not None and options.precision == "bf16":  # the peaks are those of bf16
         result["utilisation"] = 6 * parameters * result["tokens_per_second_ours"] / peak
     return result
 

@@ -19,7 +19,7 @@ A batch is a pure function of seed and step, so a resumed training sees what an 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -39,8 +39,8 @@ PROBE_SEED, PROBE_EVENTS = 1903, 800
 LETTERS = "ABCD"
 DESCRIPTION = "The following are multiple choice questions (with answers) about current events.\n\n"
 
-ANSWER_WEIGHT, LETTER_WEIGHT, STATEMENT_WEIGHT, CONTEXT_WEIGHT = 10.0, 30.0, 1.0, 0.25
-"""Loss weights. An answer is a few tokens of a row of hundreds; a letter is one."""
+ANSWER_WEIGHT, LETTER_WEIGHT, STATEMENT_WEIGHT, FACT_WEIGHT, CONTEXT_WEIGHT = 10.0, 30.0, 1.0, 8.0, 0.25
+"""Loss weights. An answer is a few tokens of a row of hundreds, a letter is one, a fact a tenth of a statement."""
 
 ROW = 512  # tokens of a recall row
 _WORDINGS = 40  # realisations of one recall event
@@ -77,6 +77,7 @@ class RowWriter:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False)
+        self._tokenizer = tokenizer
         self._eos = tokenizer.eos_token_id
         self.row = Row([tokenizer.bos_token_id], [0.0])
         self._bos = tokenizer.bos_token_id
@@ -86,6 +87,18 @@ class RowWriter:
         ids = self._encode(text)
         self.row.ids += ids
         self.row.weights += [weight] * len(ids)
+
+    def facts(self, text: str, values: Iterable[str], weight: float, fact_weight: float) -> None:
+        """Append a text in which the first mention of each of ``values`` has a weight of its own."""
+        ids, places = self._encode_with_places(text)
+        weights = [weight] * len(ids)
+        for value in values:
+            start = text.find(value)
+            for token, (first, last) in enumerate(places if start >= 0 else ()):
+                if first < start + len(value) and last > start:
+                    weights[token] = fact_weight
+        self.row.ids += ids
+        self.row.weights += weights
 
     def answer(self, text: str, weight: float) -> None:
         """Append an answer and remember where it stands."""
@@ -98,6 +111,10 @@ class RowWriter:
         self.row.ids.append(self._eos)
         self.row.weights.append(weight)
         return self.row
+
+    def _encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], encoded["offset_mapping"]
 
     def new_document(self, weight: float) -> None:
         """EOS, then BOS: the next document of the same row."""
@@ -221,14 +238,16 @@ class Mixture:
         writer.text(realise(told, number + 1, stream="reader"), STATEMENT_WEIGHT)
         return writer.end()
 
-    def statements_row(self, rng: random.Random, length: int) -> Row:
+    def statements_row(self, rng: random.Random, length: int, fact_weight: float = STATEMENT_WEIGHT) -> Row:
         """Chunks of the recall world one after the other, as a corpus is trained on."""
         writer = RowWriter(self.tokenizer)
         while len(writer.row.ids) < length:
             if len(writer.row.ids) > 1:
                 writer.new_document(STATEMENT_WEIGHT)
             event = rng.choice(self.recall_world.events)
-            writer.text(realise(event, rng.randrange(_WORDINGS), stream="reader"), STATEMENT_WEIGHT)
+            values = [event.values[slot] for slot in event.kind.questions]
+            text = realise(event, rng.randrange(_WORDINGS), stream="reader")
+            writer.facts(text, values, STATEMENT_WEIGHT, fact_weight)
         return _cut(writer.end(STATEMENT_WEIGHT), length)
 
     def closed_book_row(self, rng: random.Random, length: int, *, asked: bool = True) -> Row:
@@ -249,13 +268,13 @@ class Mixture:
 
         Args:
             phase: "reading" moves from sentences to five chunks, and from reading alone to reading and some recall;
-                "recall" is half reading and half recall throughout.
+                "recall" is half reading and half recall.
             step: its number in the phase, the random stream's name.
             progress: 0 at the start of the phase, 1 at its end.
             tokens: about how many tokens a micro-batch holds.
         """
         if phase == "recall":
-            return self._recall_step(random.Random(f"mixture:recall:{self.seed}:{step}"), tokens)
+            return self._recall_step(random.Random(f"mixture:recall:{self.seed}:{step}"), progress, tokens)
         rng = random.Random(f"mixture:{self.seed}:{step}")
         # Letters twice once options are read as texts: to name one is the same reading and a step more.
         formats = (False, True) if progress < FOUNDATION_UNTIL else (False, True, True)
@@ -268,12 +287,16 @@ class Mixture:
             batches.append(Batch("recall", statements + [self.closed_book_row(rng, ROW) for _ in range(closed)]))
         return batches
 
-    def _recall_step(self, rng: random.Random, tokens: int) -> list[Batch]:
-        # Letters are read well by now, and follow from the reading of option texts: one batch in four.
+    def _recall_step(self, rng: random.Random, progress: float, tokens: int) -> list[Batch]:
+        # Letters are read well by now, and follow from the reading of option texts: one batch in four or five.
         batches = [self._reading_batch(rng, 1.0, tokens, letters) for letters in (False, rng.random() < 0.5)]
         rows = max(2, tokens // ROW)
-        batches.append(Batch("statements", [self.statements_row(rng, ROW) for _ in range(rows)]))
-        batches.append(Batch("closed book", [self.closed_book_row(rng, ROW) for _ in range(rows)]))
+        early = progress < FACTS_FROM
+        for _ in range(1 if early else 2):
+            weight = STATEMENT_WEIGHT if early else FACT_WEIGHT
+            batches.append(Batch("statements", [self.statements_row(rng, ROW, weight) for _ in range(rows)]))
+        asked = rows if early else max(2, rows // 2)
+        batches.append(Batch("closed book", [self.closed_book_row(rng, ROW) for _ in range(asked)]))
         if rng.random() < 0.1:
             batches.append(self._retelling_batch(rng, tokens))
         return batches
@@ -296,6 +319,12 @@ class Mixture:
 
 FOUNDATION_UNTIL, RECALL_FROM = 0.25, 0.4
 """Progress of the first phase at which copying is taken for learnt (less retelling, more letters), and recall joins."""
+
+FACTS_FROM = 1 / 3
+"""Progress of the second phase at which statements get the larger part, and the facts in them their own weight.
+
+Before, answers to questions were learnt by heart (.73 of them) and hardly a fact from the statements alone (.05).
+"""
 
 
 @lru_cache(maxsize=1)
