@@ -288,14 +288,18 @@ class Mixture:
         return batches
 
     def _recall_step(self, rng: random.Random, progress: float, tokens: int) -> list[Batch]:
-        # Letters are read well by now, and follow from the reading of option texts: one batch in four or five.
-        batches = [self._reading_batch(rng, 1.0, tokens, letters) for letters in (False, rng.random() < 0.5)]
         rows = max(2, tokens // ROW)
-        early = progress < FACTS_FROM
-        for _ in range(1 if early else 2):
-            weight = STATEMENT_WEIGHT if early else FACT_WEIGHT
+        if progress < FACTS_FROM:
+            reading, statements, weight, asked = 1, 1, STATEMENT_WEIGHT, rows
+        elif progress < FINISH_FROM:
+            reading, statements, weight, asked = 1, 2, FACT_WEIGHT, max(2, rows // 2)
+        else:
+            reading, statements, weight, asked = 2, 1, FACT_WEIGHT, max(2, rows // 2)
+        # Letters are read well by now, and follow from option texts: a batch of them every second step.
+        formats = [*[False] * reading, rng.random() < 0.5]
+        batches = [self._reading_batch(rng, 1.0, tokens, letters) for letters in formats]
+        for _ in range(statements):
             batches.append(Batch("statements", [self.statements_row(rng, ROW, weight) for _ in range(rows)]))
-        asked = rows if early else max(2, rows // 2)
         batches.append(Batch("closed book", [self.closed_book_row(rng, ROW) for _ in range(asked)]))
         if rng.random() < 0.1:
             batches.append(self._retelling_batch(rng, tokens))
@@ -320,10 +324,11 @@ class Mixture:
 FOUNDATION_UNTIL, RECALL_FROM = 0.25, 0.4
 """Progress of the first phase at which copying is taken for learnt (less retelling, more letters), and recall joins."""
 
-FACTS_FROM = 1 / 3
-"""Progress of the second phase at which statements get the larger part, and the facts in them their own weight.
+FACTS_FROM, FINISH_FROM = 1 / 3, 0.7
+"""Progress of the second phase at which statements get the larger part, with a weight of their own for the facts in
+them, and at which reading gets it back, while the learning rate falls.
 
-Before, answers to questions were learnt by heart (.73 of them) and hardly a fact from the statements alone (.05).
+Before the former, answers to questions were learnt by heart (.73 of them) and hardly a fact from statements (.05).
 """
 
 
