@@ -39,6 +39,10 @@ PROBE_SEED, PROBE_EVENTS = 1903, 800
 LETTERS = "ABCD"
 DESCRIPTION = "The following are multiple choice questions (with answers) about current events.\n\n"
 
+FIRST_WEIGHT = 40.0
+"""Loss weight of an answer's first token, once reading is finished off: the others are copied from behind it, but the
+first must be found by what is asked, and all that goes wrong among several chunks goes wrong there."""
+
 ANSWER_WEIGHT, LETTER_WEIGHT, STATEMENT_WEIGHT, FACT_WEIGHT, CONTEXT_WEIGHT = 10.0, 30.0, 1.0, 8.0, 0.25
 """Loss weights. An answer is a few tokens of a row of hundreds, a letter is one, a fact a tenth of a statement."""
 
@@ -100,10 +104,12 @@ class RowWriter:
         self.row.ids += ids
         self.row.weights += weights
 
-    def answer(self, text: str, weight: float) -> None:
-        """Append an answer and remember where it stands."""
+    def answer(self, text: str, weight: float, first_weight: float | None = None) -> None:
+        """Append an answer and remember where it stands; its first token may have a weight of its own."""
         start = len(self.row.ids)
         self.text(text, weight)
+        if first_weight is not None:
+            self.row.weights[start] = first_weight
         self.row.spans.append((start, len(self.row.ids)))
 
     def end(self, weight: float = CONTEXT_WEIGHT) -> Row:
@@ -133,8 +139,18 @@ def letters_prompt(question: Question) -> str:
     return f"{question.question}\n{options}\nAnswer:"
 
 
-def write_question(writer: RowWriter, question: Question, letters: bool, loss: bool, rng: random.Random) -> None:
-    """One question with its answer, in either format; without loss it is a few-shot example."""
+def write_question(
+    writer: RowWriter,
+    question: Question,
+    letters: bool,
+    loss: bool,
+    rng: random.Random,
+    first_weight: float | None = None,
+) -> None:
+    """One question with its answer, in either format; without loss it is a few-shot example.
+
+    ``first_weight``: of the first token of an option's text; default: as the others'.
+    """
     text = CONTEXT_WEIGHT if loss else 0.0
     if letters:
         question = _shuffled(question, rng)
@@ -142,7 +158,8 @@ def write_question(writer: RowWriter, question: Question, letters: bool, loss: b
         writer.answer(f" {LETTERS[question.answer]}", LETTER_WEIGHT if loss else 0.0)
     else:
         writer.text(cloze_prompt(question), text)
-        writer.answer(f" {question.choices[question.answer]}", ANSWER_WEIGHT if loss else 0.0)
+        answer = f" {question.choices[question.answer]}"
+        writer.answer(answer, ANSWER_WEIGHT if loss else 0.0, first_weight if loss else None)
     if not loss:
         writer.row.spans.pop()
 
@@ -168,6 +185,8 @@ class ReadingShape:
     examples: int = 0
     hints: float = 0.0
     """Share of letter questions that stand behind the same question answered in words: to learn what a letter names."""
+    first_weight: float | None = None
+    """Of the first token of an option's text (see `FIRST_WEIGHT`)."""
 
 
 class Mixture:
@@ -224,7 +243,7 @@ class Mixture:
             if shape.hints and rng.random() < shape.hints:
                 write_question(writer, question, False, True, rng)
                 writer.text("\n\n", CONTEXT_WEIGHT)
-            write_question(writer, question, shape.letters, True, rng)
+            write_question(writer, question, shape.letters, True, rng, shape.first_weight)
         return writer.end()
 
     def retelling_row(self, world: World, chunks: int, rng: random.Random) -> Row:
@@ -297,7 +316,8 @@ class Mixture:
             reading, statements, weight, asked = 2, 1, FACT_WEIGHT, max(2, rows // 2)
         # Letters are read well by now, and follow from option texts: a batch of them every second step.
         formats = [*[False] * reading, rng.random() < 0.5]
-        batches = [self._reading_batch(rng, 1.0, tokens, letters) for letters in formats]
+        finish = progress >= FINISH_FROM
+        batches = [self._reading_batch(rng, 1.0, tokens, letters, finish=finish) for letters in formats]
         for _ in range(statements):
             batches.append(Batch("statements", [self.statements_row(rng, ROW, weight) for _ in range(rows)]))
         batches.append(Batch("closed book", [self.closed_book_row(rng, ROW) for _ in range(asked)]))
@@ -310,8 +330,12 @@ class Mixture:
         worlds = [rng.choice(self.reading_worlds) for _ in range(max(2, tokens // (200 * (chunks + 1))))]
         return Batch("retelling", [self.retelling_row(world, chunks, rng) for world in worlds])
 
-    def _reading_batch(self, rng: random.Random, progress: float, tokens: int, letters: bool) -> Batch:
+    def _reading_batch(
+        self, rng: random.Random, progress: float, tokens: int, letters: bool, *, finish: bool = False
+    ) -> Batch:
         shape = _draw_shape(rng, progress, letters)
+        if finish and not letters:
+            shape = replace(shape, questions=16, first_weight=FIRST_WEIGHT)
         rows: list[Row] = []
         while sum(len(r.ids) for r in rows) < 2 * tokens:
             rows.append(self.reading_row(rng.choice(self.reading_worlds), shape, rng))
@@ -324,9 +348,9 @@ class Mixture:
 FOUNDATION_UNTIL, RECALL_FROM = 0.25, 0.4
 """Progress of the first phase at which copying is taken for learnt (less retelling, more letters), and recall joins."""
 
-FACTS_FROM, FINISH_FROM = 1 / 3, 0.7
+FACTS_FROM, FINISH_FROM = 0.3, 0.7
 """Progress of the second phase at which statements get the larger part, with a weight of their own for the facts in
-them, and at which reading gets it back, while the learning rate falls.
+them, and at which reading gets it back, with its own weight for first tokens, while the learning rate falls.
 
 Before the former, answers to questions were learnt by heart (.73 of them) and hardly a fact from statements (.05).
 """

@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished run there goes on")
     parser.add_argument("--start", type=Path, help="a reader to start the recall phase from, without a reading phase")
     parser.add_argument("--reading-steps", type=int, default=2400)
-    parser.add_argument("--recall-steps", type=int, default=3300)
+    parser.add_argument("--recall-steps", type=int, default=3600)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a micro-batch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--probe-every", type=int, default=400, help="steps; a multiple of 10")
