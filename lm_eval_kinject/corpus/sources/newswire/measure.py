@@ -81,9 +81,12 @@ def guessers(questions: Sequence[Row], chunks: Sequence[Row]) -> dict[str, float
     most = max(len(row["choices"]) for row in questions)
     shares = {f"always {'ABCDEFGH'[i]}": _share(questions, [i] * len(questions)) for i in range(most)}
     for name, rule in rules.items():
-        scores = [rule(row["choices"]) for row in questions]
-        shares[name] = _share(questions, [max(range(len(s)), key=lambda i, s=s: (s[i], rng.random())) for s in scores])
+        shares[name] = _share(questions, [_place_of_best(rule(row["choices"]), rng) for row in questions])
     return shares
+
+
+def _place_of_best(scores: Sequence[float], rng: random.Random) -> int:
+    return max(range(len(scores)), key=lambda place: (scores[place], rng.random()))
 
 
 def _words(text: str) -> list[str]:
