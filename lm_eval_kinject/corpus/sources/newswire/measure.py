@@ -65,7 +65,7 @@ def guessers(questions: Sequence[Row], chunks: Sequence[Row]) -> dict[str, float
     def each(key: Callable[[str], float]) -> Callable[[Sequence[str]], list[float]]:
         return lambda choices: [key(choice) for choice in choices]
 
-    rules = {
+    rules: dict[str, Callable[[Sequence[str]], Sequence[float]]] = {
         "the longest option": each(len),
         "the shortest": each(lambda choice: -len(choice)),
         "the most frequent in the corpus": each(lambda choice: everywhere[choice]),
