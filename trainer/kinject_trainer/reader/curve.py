@@ -29,7 +29,7 @@ def draw(entries: Sequence[Mapping[str, Any]], file: Path) -> None:
         means = [sum(losses[max(0, i - _SMOOTH + 1) : i + 1]) / min(i + 1, _SMOOTH) for i in range(len(losses))]
         above.plot([step for step, _ in points], means, label=name)
     above.set_ylabel("weighted training loss, nats")
-    above.set_ylim(bottom=0)
+    above.set_ylim(0, 2.5)  # the first steps, which start at 7.6, would flatten all the others
     above.legend()
     probed = [(step, e["probe"]) for step, e in zip(steps, entries, strict=True) if "probe" in e]
     for name in probed[0][1] if probed else ():
