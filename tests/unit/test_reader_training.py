@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -86,12 +86,12 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path, monkeypatch
         )
         clip, calls = torch.nn.utils.clip_grad_norm_, 0
 
-        def killing_clip(*args: object, **kwargs: object) -> torch.Tensor:
+        def killing_clip(*args: Any, **kwargs: Any) -> torch.Tensor:
             nonlocal calls
             calls += 1
             if calls == killed_at:
                 raise KeyboardInterrupt
-            return clip(*args, **kwargs)  # type: ignore[arg-type]
+            return clip(*args, **kwargs)
 
         with monkeypatch.context() as patch:
             patch.setattr(torch.nn.utils, "clip_grad_norm_", killing_clip)

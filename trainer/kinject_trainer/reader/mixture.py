@@ -10,8 +10,8 @@ Four kinds of row, all from worlds of the realm ``reader`` and without the held-
 - *statements*: chunks of the recall world, a fixed world of older events, in ever new wordings.
 - *closed book*: questions about half of the recall world's facts, with nothing in the prompt.
 
-Training has two phases: *reading*, in which it learns to read, and *recall*, in which half of every step is about the
-recall world.
+Training has two phases: *reading*, in which it learns to read, and *recall*, in which about half of it is on the recall
+world.
 
 A batch is a pure function of seed and step, so a resumed training sees what an uninterrupted one sees.
 """
@@ -19,7 +19,7 @@ A batch is a pure function of seed and step, so a resumed training sees what an 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -41,10 +41,10 @@ DESCRIPTION = "The following are multiple choice questions (with answers) about 
 
 FIRST_WEIGHT = 40.0
 """Loss weight of an answer's first token, once reading is finished off: the others are copied from behind it, but the
-first must be found by what is asked, and all that goes wrong among several chunks goes wrong there."""
+first must be found by what is asked; among several chunks most of what goes wrong goes wrong there (docs/log.md)."""
 
 ANSWER_WEIGHT, LETTER_WEIGHT, STATEMENT_WEIGHT, FACT_WEIGHT, CONTEXT_WEIGHT = 10.0, 30.0, 1.0, 8.0, 0.25
-"""Loss weights. An answer is a few tokens of a row of hundreds, a letter is one, a fact a tenth of a statement."""
+"""Loss weights. An answer is a few tokens of a row of hundreds, a letter is one, the facts a fifth of a statement."""
 
 ROW = 512  # tokens of a recall row
 _WORDINGS = 40  # realisations of one recall event
@@ -80,7 +80,6 @@ class RowWriter:
     """Builds one row piece by piece."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False)
         self._tokenizer = tokenizer
         self._eos = tokenizer.eos_token_id
         self.row = Row([tokenizer.bos_token_id], [0.0])
@@ -88,17 +87,18 @@ class RowWriter:
 
     def text(self, text: str, weight: float) -> None:
         """Append text whose tokens weigh ``weight``."""
-        ids = self._encode(text)
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
         self.row.ids += ids
         self.row.weights += [weight] * len(ids)
 
     def facts(self, text: str, values: Iterable[str], weight: float, fact_weight: float) -> None:
         """Append a text in which the first mention of each of ``values`` has a weight of its own."""
-        ids, places = self._encode_with_places(text)
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = encoded["input_ids"]
         weights = [weight] * len(ids)
         for value in values:
             start = text.find(value)
-            for token, (first, last) in enumerate(places if start >= 0 else ()):
+            for token, (first, last) in enumerate(encoded["offset_mapping"] if start >= 0 else ()):
                 if first < start + len(value) and last > start:
                     weights[token] = fact_weight
         self.row.ids += ids
@@ -117,10 +117,6 @@ class RowWriter:
         self.row.ids.append(self._eos)
         self.row.weights.append(weight)
         return self.row
-
-    def _encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return encoded["input_ids"], encoded["offset_mapping"]
 
     def new_document(self, weight: float) -> None:
         """EOS, then BOS: the next document of the same row."""
@@ -287,7 +283,7 @@ class Mixture:
 
         Args:
             phase: "reading" moves from sentences to five chunks, and from reading alone to reading and some recall;
-                "recall" is half reading and half recall.
+                "recall" is about half reading and half recall.
             step: its number in the phase, the random stream's name.
             progress: 0 at the start of the phase, 1 at its end.
             tokens: about how many tokens a micro-batch holds.

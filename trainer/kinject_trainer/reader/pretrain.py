@@ -159,7 +159,8 @@ def run_phase(
             optimizer.step()
             optimizer.zero_grad()
         last = step + 1 == steps
-        if (step + 1) % LOG_EVERY == 0 or last:
+        probes = last or (step + 1) % arguments.probe_every == 0
+        if probes or (step + 1) % LOG_EVERY == 0:
             entry: dict[str, Any] = {
                 "phase": phase,
                 "step": step,
@@ -169,7 +170,7 @@ def run_phase(
                 "tokens_per_second": round(seen / (time.time() - began)),
             }
             losses = {}
-            if (step + 1) % arguments.probe_every == 0 or last:
+            if probes:
                 entry["probe"] = {name: round(value, 3) for name, value in probe(model, mixture).items()}
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(entry) + "\n")
@@ -189,7 +190,7 @@ def main() -> None:
     parser.add_argument("--recall-steps", type=int, default=3600)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a micro-batch")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--probe-every", type=int, default=400, help="steps; a multiple of 10")
+    parser.add_argument("--probe-every", type=int, default=400, help="steps")
     parser.add_argument("--save-every", type=int, default=50)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(parser.parse_args())
