@@ -334,6 +334,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
+    today = datetime.date.today().isoformat()
+    target = options.output or RESULTS / f"scoring-{today}-{options.device.split(':')[0]}.json"
+    report = {"date": today, "hardware": hardware(options.device), "options": vars(options) | {"output": str(target)}}
     rows, lms = [], {}
     for name in options.cases:
         vocabulary = 2_000 if options.small else CASES[name].vocabulary
@@ -345,12 +348,10 @@ def main(arguments: list[str] | None = None) -> int:
         repeats = options.repeats * (5 if name.startswith(("one-", "two-")) else 1)
         rows.append(run_case(name, lms[vocabulary], options.device, questions, options.batch_sizes, repeats))
         show(rows[-1])
-    today = datetime.date.today().isoformat()
-    target = options.output or RESULTS / f"scoring-{today}-{options.device.split(':')[0]}.json"
-    report = {"date": today, "hardware": hardware(options.device), "options": vars(options) | {"output": str(target)}}
+        if not options.small or options.output:  # after each case: what an interrupted run measured is kept
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     if not options.small or options.output:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
         print(f"written to {target}")
     broken = [f"{row.case}: {promise}" for row in rows for promise in broken_promises(row, options.dtype)]
     print("\n".join(["promises not kept:", *broken] if broken else ["every promise is kept"]))
