@@ -69,7 +69,8 @@ def main() -> None:
     if arguments.runs:
         report_runs(answers, arguments.runs.split(","))
     if arguments.out:
-        write_json(arguments.out, {"date": str(date.today()), "environment": here, "answers": answers})
+        kept = {line: {task: _digits(right) for task, right in tasks.items()} for line, tasks in answers.items()}
+        write_json(arguments.out, {"date": str(date.today()), "environment": here, "answers": kept})
 
 
 def _arguments() -> argparse.Namespace:
@@ -78,7 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", help="comma-separated result folders of `kinject train`: closed book and minilm each")
     parser.add_argument("--limit", type=int, help="the first questions only")
     parser.add_argument("--pretrained", help="another base model than the embedded reader")
-    parser.add_argument("--out", type=Path, help="keep every answer here, as JSON")
+    parser.add_argument("--out", type=Path, help="keep every answer here, as JSON: a 1 or 0 a question")
     return parser.parse_args()
 
 
@@ -170,6 +171,10 @@ def _compare(line: str, right: Sequence[float], other: str, other_right: Sequenc
     gain = paired_difference(other_right, right)
     points = f"{100 * gain.estimate:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
     print(f"{line} against {other}, {task}: {points}, McNemar p = {mcnemar(right, other_right):.2g}")
+
+
+def _digits(right: Sequence[float]) -> str:
+    return "".join(str(int(answer)) for answer in right)
 
 
 def _share(right: Sequence[float]) -> str:

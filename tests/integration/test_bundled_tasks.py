@@ -49,6 +49,18 @@ def test_they_run_with_their_own_corpus(manager, tmp_path):
     assert (said["revision"], said["licence"]) == ("newswire-2042", "cc0-1.0")
 
 
+def test_the_packages_own_adapters_are_one_word(manager, tmp_path, monkeypatch):
+    """Both were trained on the questions' chunks; only the one that read them in other wordings answers."""
+    monkeypatch.setenv("KINJECT_CACHE", str(tmp_path / "kinject"))
+    accuracy = {}
+    for name in ("reader-ft-reg-lora", "reader-ft-par-lora"):
+        result = evaluate("rag-hf", {"adapter": name, "k": 0}, ["current_events_cloze"], manager, limit=100)
+        said = result["config"]["kinject"]
+        assert (said["adapter"], said["model"]["name"]) == (name, "reader")
+        accuracy[name] = result["results"]["current_events_cloze"]["acc,none"]
+    assert accuracy["reader-ft-par-lora"] > accuracy["reader-ft-reg-lora"] + 0.1
+
+
 def test_kinject_mmlu_is_two_groups_of_five(manager):
     assert manager.all_groups == ["kinject_mmlu", "kinject_mmlu_cloze"]
     ours = [name for name in manager.all_subtasks if name.startswith("kinject_mmlu_")]
