@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_kinject import cli, doctor
+from lm_eval_kinject.demo import VARIANTS, reading
 
 
 @pytest.fixture(autouse=True)
@@ -191,3 +192,14 @@ def test_the_doctor_reaches_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> None
     found = next(iter(doctor._hub()))
     assert found.state == "note"
     assert "can't be reached" in found.detail
+
+
+def test_the_demos_last_line_tells_gains_from_noise() -> None:
+    closed, found = [1.0, 0.0, 0.0, 0.0] * 10, [1.0, 1.0, 1.0, 0.0] * 10
+    answers = dict(zip(VARIANTS, (closed, found, [1.0] * 40, [*closed[:-1], 1.0]), strict=True))
+    line = reading(answers, recall=0.9)
+    assert line.startswith("Closed book 25.0 % (")
+    assert "with minilm and k=3: 75.0 % (" in line
+    assert "+50.0 points (" in line
+    assert "recall@3 = 0.900" in line
+    assert line.endswith("no more than noise: McNemar p = 1).")
