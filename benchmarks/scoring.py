@@ -305,7 +305,10 @@ def show(row: Row) -> None:
 
     stock = ", ".join(f"bs{batch} {run.seconds:.2f} s ({memory(run)})" for batch, run in row.stock.items())
     target = f" (target {row.target:g})" if row.target else " (not below 0.95)"
-    over = "" if row.forwarded_over_distinct is None else f"; forwarded/distinct {row.forwarded_over_distinct:.3f}"
+    over = ""
+    if row.forwarded_over_distinct is not None:
+        checked = 1 + row.stats.check_tokens / row.stats.distinct_tokens
+        over = f"; forwarded/distinct {row.forwarded_over_distinct:.3f} (with the self-check's {checked:.3f})"
     over += "" if row.memory_over_stock is None else f"; memory/stock {row.memory_over_stock:.2f}"
     ours = f"ours {row.ours.seconds:.2f} s ({memory(row.ours)}) by {row.stats.path}"
     exact = f"max |Δ| {row.largest_difference:.1e}, greedy {'same' if row.same_greedy else 'DIFFERS'}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -124,7 +125,7 @@ def retrieve(
 
     found = make_retriever(retriever, load_corpus(corpus), dtype=_dtype(dtype)).search([Query(question)], k)[0]
     for hit in found:
-        _out.print(f"[bold]{hit.rank}. {hit.chunk.id}[/]  score {hit.score:.4f}", highlight=False)
+        _out.print(f"[bold]{hit.rank}. {escape(hit.chunk.id)}[/]  score {hit.score:.4f}", highlight=False)
         _out.print(hit.chunk.text + "\n", markup=False, highlight=False)
 
 

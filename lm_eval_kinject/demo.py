@@ -101,4 +101,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped; the index that was begun is gone on with the next time", file=sys.stderr)
+        sys.exit(130)

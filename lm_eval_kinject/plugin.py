@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -23,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-logger = logging.getLogger(__name__)
+from lm_eval_kinject.log import log
 
 DISTRIBUTION = "lm-eval-kinject"
 DISABLE_VARIABLE = "LM_EVAL_KINJECT_DISABLE"
@@ -94,7 +93,7 @@ def on_import(name: str) -> None:
         elif name == "lm_eval.tasks":
             _add_tasks(sys.modules[name].TaskManager)
     except Exception as error:
-        logger.warning(
+        log.warning(
             "%s can't be added to %s of this lm_eval (%r). Run `kinject doctor`, or set %s=1 to leave it out.",
             DISTRIBUTION,
             name,
@@ -208,6 +207,18 @@ def discovery_state() -> DiscoveryState:
         tasks_folder=tasks_dir(),
         problems=tuple(_problems(tasks, disabled, version)),
     )
+
+
+def is_added() -> tuple[bool, bool]:
+    """Whether the lm_eval of this process knows our models and our tasks: what `discovery_state` only expects.
+
+    Imports lm_eval.
+    """
+    import lm_eval.models
+    import lm_eval.tasks
+    from lm_eval.api.registry import model_registry
+
+    return MODELS.keys() <= set(model_registry), getattr(lm_eval.tasks.TaskManager.__init__, _PATCHED, False)
 
 
 def _problems(tasks: Way, disabled: bool, version: str | None) -> Iterable[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import inspect
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from lm_eval_kinject.errors import ArgumentError, ModelError
 from lm_eval_kinject.hub.registry import READER, ResolvedAdapter, check_base, resolve
+from lm_eval_kinject.log import log
 from lm_eval_kinject.models import task_hook
 from lm_eval_kinject.models.arguments import WHERE, split
 from lm_eval_kinject.models.prompts import Library, PromptWriter, clock, mark_on
@@ -37,7 +37,6 @@ from lm_eval_kinject.provenance import environment
 
 __all__ = ["RagMixin"]
 
-_log = logging.getLogger("lm_eval.kinject")  # below lm_eval's logger, whose handler shows it
 
 _COMPANIONS = ("peft", "delta", "tokenizer")
 _REAL_MODEL = "Qwen/Qwen3-0.6B-Base"
@@ -170,7 +169,7 @@ class RagMixin:
             if self._scorer_refusal is None:
                 self._scorer = SharedPrefixScorer(self)
         if self._scorer_refusal is not None:
-            _log.info("scorer=shared is not in force: %s. Scores are computed by lm_eval.", self._scorer_refusal)
+            log.info("scorer=shared is not in force: %s. Scores are computed by lm_eval.", self._scorer_refusal)
 
     # What lm_eval calls ---------------------------------------------------------------------------------------------
 
@@ -192,8 +191,7 @@ class RagMixin:
         bare = requests
         if self.rag.k > 0:
             marks = self._writer.write(requests)
-            if marks:
-                check_complete(self.provenance())
+            check_complete(self.provenance())
             self._note(marks, requests)
             bare = [self._writer.bare(request) for request in requests]
         with clock(self._seconds, "scoring"):
@@ -349,7 +347,7 @@ def _embedded_reader() -> str:
             "pretrained= was not given, and this installation carries no embedded reader. Pass a model, for example "
             f"pretrained={_REAL_MODEL}, or a folder with one."
         )
-    _log.info(
+    log.info(
         "No pretrained= given: the embedded reader is scored, a small model that shows the method and nothing else. "
         "For a real one pass, for example, pretrained=%s.",
         _REAL_MODEL,
@@ -366,9 +364,9 @@ def _misfit(hf: dict[str, Any], problem: str) -> str:
 
 def _unreachable(hf: dict[str, Any], problem: str) -> str:
     """Says which of the named models failed, and what works without a network."""
-    names = [
-        f"{name}={hf[name]}" for name in ("pretrained", "peft", "delta", "tokenizer") if isinstance(hf.get(name), str)
-    ]
+    given = {name: hf[name] for name in ("pretrained", *_COMPANIONS) if isinstance(hf.get(name), str)}
+    named = {name: value for name, value in given.items() if value in problem}
+    names = [f"{name}={value}" for name, value in (named or given).items()]
     reason = " ".join(problem.split()).split(". ")[0].rstrip(".")
     local = [name for name in ("pretrained", "peft") if hf.get(name) and Path(str(hf[name])).expanduser().is_dir()]
     advice = (

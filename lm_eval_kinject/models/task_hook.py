@@ -16,7 +16,6 @@ Shims, each with the condition for its removal:
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,10 @@ from typing import Any
 from lm_eval.api.task import Task
 
 from lm_eval_kinject.errors import ContextError
+from lm_eval_kinject.log import log
 
 __all__ = ["Declaration", "Origin", "declaration", "endings", "install", "origin_of", "rendered_question", "where"]
 
-_log = logging.getLogger("lm_eval.kinject")  # below lm_eval's logger, whose handler shows it
 _ATTRIBUTE = "kinject_origin"
 _INSTALLED = "_kinject_wraps_build_all_requests"
 
@@ -64,7 +63,7 @@ def install() -> None:
     def build_all_requests(self: Any, **kwargs: Any) -> None:
         chat = bool(kwargs.get("apply_chat_template"))
         if chat and kwargs.get("cache_requests") and _retrieves(kwargs.get("chat_template")):
-            _log.warning("cache_requests is ignored: with a chat template and retrieval, prompts are built afresh.")
+            log.warning("cache_requests is ignored: with a chat template and retrieval, prompts are built afresh.")
             kwargs["cache_requests"] = False
         original(self, **kwargs)
         origin = Origin(self, chat)

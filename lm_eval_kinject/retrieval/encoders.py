@@ -15,7 +15,6 @@ model loads through sentence-transformers with its own configuration, prompts in
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +26,12 @@ import numpy.typing as npt
 
 from lm_eval_kinject.errors import RetrievalError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
+from lm_eval_kinject.log import log
 from lm_eval_kinject.provenance import fingerprint_folder
 from lm_eval_kinject.records import Chunk
 
 __all__ = ["KNOWN", "Encoder", "EncoderSpec", "Vectors", "load_encoder", "offline_advice"]
 
-_LOG = logging.getLogger(__name__)
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 _INSTRUCTION = "Represent this sentence for searching relevant passages: "
@@ -357,9 +356,12 @@ def _load(
     kind = known[side] if spec.dpr else transformers.AutoModel
     try:
         with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(weights.path, local_files_only=True, use_fast=True)
+            # False, not None: with None transformers asks on the terminal whether to run a model's own code.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                weights.path, local_files_only=True, use_fast=True, trust_remote_code=False
+            )
             model, loading = kind.from_pretrained(
-                weights.path, dtype=dtype, local_files_only=True, output_loading_info=True
+                weights.path, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as problem:
         raise RetrievalError(
@@ -412,7 +414,7 @@ class _SentenceTransformer:
         self.device = device
         self.queries_cut = 0
         if not (weights.path / "modules.json").is_file():
-            _LOG.warning(
+            log.warning(
                 "retriever=%s has no sentence-transformers configuration: mean pooling and no prefixes are assumed; "
                 "write NAME:%s with one of %s for a known model's rules",
                 name,

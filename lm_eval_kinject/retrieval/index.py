@@ -16,7 +16,6 @@ three states only: absent, whole, or damaged, and the last is named, never used.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import shutil
@@ -25,12 +24,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.errors import IndexStoreError
+from lm_eval_kinject.log import log
 from lm_eval_kinject.provenance import (
     atomic_write,
     environment,
@@ -54,7 +55,6 @@ __all__ = [
     "verify_index",
 ]
 
-_LOG = logging.getLogger(__name__)
 _FORMAT = 1
 _SHARD = 512
 _FILES = ("embeddings.npy", "ids.json")
@@ -147,7 +147,7 @@ def build_index(
             return found if found is not None else _build(corpus, encoder, settings, folder, progress)
     except OSError as problem:
         if problem.errno in _UNWRITABLE and path is None:
-            _LOG.warning(
+            log.warning(
                 "the index cache can't be written (%s): the index of %s is built in memory, for this process only; set "
                 "KINJECT_CACHE to a folder that can be written",
                 problem.strerror,
@@ -188,7 +188,7 @@ def _usable(folder: Path, settings: Mapping[str, Any], *, warn: bool = False) ->
         return open_index(folder, settings)
     except IndexStoreError as problem:
         if warn:
-            _LOG.warning("%s It is built anew.", problem)
+            log.warning("%s It is built anew.", problem)
         return None
 
 
@@ -201,7 +201,7 @@ def _one_builder(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _LOG.info("another process is building the index %s: waiting for it", folder.name)
+        log.info("another process is building the index %s: waiting for it", folder.name)
         lock.acquire()
     try:
         yield
@@ -256,7 +256,7 @@ def _build(
         write_json(building / "manifest.json", manifest)
     shutil.rmtree(building / "shards", ignore_errors=True)
     move_into_place(building, folder)
-    _LOG.info("index %s: %d chunks in %.1f s", folder.name, len(corpus), time.monotonic() - started)
+    log.info("index %s: %d chunks in %.1f s", folder.name, len(corpus), time.monotonic() - started)
     return open_index(folder, settings)
 
 
@@ -283,13 +283,19 @@ def _embed_shards(corpus: Corpus, encoder: Encoder, plan: _Plan, folder: Path, p
         if finished is None:
             vectors, finished = encoder.encode_passages([corpus.chunks[row] for row in rows])
             with atomic_write(data) as handle:
-                np.save(handle, vectors)
+                _save_array(handle, vectors)
             write_json(note, {"sha256": fingerprint_file(data), "rows": len(rows), "cut": finished})
         cut += finished
         done += len(rows)
         if progress is not None:
             progress(done, len(plan.rows))
     return cut
+
+
+def _save_array(handle: IO[bytes], array: npt.NDArray[Any]) -> None:
+    """`np.save`, whose error for a write that was cut short doesn't say (by errno) that the disk is full."""
+    np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(array))
+    handle.write(np.ascontiguousarray(array).data.cast("B"))
 
 
 def _finished_shard(data: Path, note: Path, rows: int) -> int | None:

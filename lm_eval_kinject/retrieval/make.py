@@ -10,7 +10,6 @@ that a long run fails in its first second and lists everything at once.
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from typing import Literal
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.errors import ArgumentError, IndexStoreError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
+from lm_eval_kinject.log import log
 from lm_eval_kinject.retrieval.controls import Full, NoRetrieval, Oracle, Random
 from lm_eval_kinject.retrieval.dense import DenseRetriever
 from lm_eval_kinject.retrieval.encoders import KNOWN, EncoderSpec, load_encoder
@@ -32,7 +32,6 @@ from lm_eval_kinject.retrieval.sparse import BM25
 
 __all__ = ["CONTROLS", "DEFAULT_SEED", "RETRIEVERS", "make_retriever", "retriever_problems"]
 
-_LOG = logging.getLogger(__name__)
 
 CONTROLS = ("oracle", "random", "full", "none")
 RETRIEVERS = (*KNOWN, "bm25", *CONTROLS)
@@ -169,7 +168,7 @@ def make_retriever(
         with _bar(corpus, progress) as show:
             opened = build_index(corpus, encoder, cache=cache, progress=show)
     if opened.passages_cut:
-        _LOG.warning(
+        log.warning(
             "retriever=%s reads %s tokens of a chunk: %d of %d chunks of %s are longer and were cut for searching",
             name,
             encoder.settings.get("max_tokens"),

@@ -21,12 +21,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from lm_eval_kinject.log import log
 from lm_eval_kinject.scoring.attention import UnsupportedAttentionError
 from lm_eval_kinject.scoring.forward import Budget, TreeForward, starting_budget
 from lm_eval_kinject.scoring.plan import Trie, build_trie
 from lm_eval_kinject.scoring.support import base_model, reason_unsupported
-
-logger = logging.getLogger(__name__)
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """``((context, continuation) or None, context token ids, continuation token ids)``, as lm_eval passes them."""
@@ -50,6 +49,7 @@ class ScoringStats:
         forwarded_tokens: tokens that went through the model on the shared path.
         distinct_tokens: tokens of the trie of all requests.
         checked: how many requests were compared with lm_eval's path.
+        check_tokens: tokens that went through the model for that, beside the forwarded ones.
         largest_difference: largest |Δ log p| among these, in nats.
     """
 
@@ -59,6 +59,7 @@ class ScoringStats:
     forwarded_tokens: int = 0
     distinct_tokens: int = 0
     checked: int = 0
+    check_tokens: int = 0
     largest_difference: float = 0.0
 
 
@@ -116,14 +117,19 @@ class SharedPrefixScorer:
         harness = partial(self._harness, requests, disable_tqdm, override_bs)
         if any(not context or not 0 < len(option) <= limit for _, context, option in requests):
             return harness("a request is empty or too long")  # which lm_eval refuses in its own words
-        if reason := self._unsupported or self._failed:
-            self._say(f"Scoring with lm_eval's own path, because {reason}.")
-            return harness(reason)
+        if self._unsupported is not None:  # the same in all processes, as the model is
+            self._say(f"Scoring with lm_eval's own path, because {self._unsupported}.")
+            return harness(self._unsupported)
+        if self._failed is not None:
+            self._say(f"Scoring with lm_eval's own path, because {self._failed}.")
+            self._all_share(False)
+            return harness(self._failed)
         inputs = [truncated_input(context, option, limit) for _, context, option in requests]
         suspects = self._suspects(requests, inputs)
         trie = build_trie(inputs, [option for _, _, option in requests], first=next(iter(suspects), None))
-        if not self._always and not self._pays(trie, [len(inputs[i]) for i in suspects]):
-            return harness("sharing would not pay")
+        pays = self._always or self._pays(trie, [len(inputs[i]) for i in suspects])
+        if not self._all_share(pays):
+            return harness("sharing would not pay" if not pays else "another process takes lm_eval's path")
         cut = sum(len(context) + len(option) > limit + 1 for _, context, option in requests)
         if cut:
             self._say(f"{cut} of {len(requests)} requests exceed {limit} tokens and lose their beginning.")
@@ -135,7 +141,7 @@ class SharedPrefixScorer:
         except (UnsupportedAttentionError, _SelfCheckError) as error:
             self._failed = f"shared prefixes aren't exact for it ({error})"
             self._say(f"Scoring with lm_eval's own path, because {self._failed}.", logging.ERROR)
-            answers = harness(self._failed)
+            answers = harness(self._failed, alone=True)
             self.stats = replace(stats, path="harness", reason=self._failed)
             return answers
         finally:
@@ -203,7 +209,9 @@ class SharedPrefixScorer:
         for index, (ours, _) in shared.items():
             _, context, option = requests[index]
             seen = truncated_input(context, option, self._lm.max_length)
+            # Not the greedy flags: where two tokens are about as likely, rounding alone turns them.
             theirs, _ = self._forward.plain(seen, option)
+            self.stats.check_tokens += len(seen)
             difference = abs(ours - theirs)
             self.stats.checked += 1
             self.stats.largest_difference = max(self.stats.largest_difference, difference)
@@ -239,19 +247,28 @@ class SharedPrefixScorer:
         if request[0] is not None:
             self._lm.cache_hook.add_partial("loglikelihood", request[0], answer)
 
+    def _all_share(self, mine: bool) -> bool:
+        """Whether this process takes shared prefixes: where lm_eval's path is a joint one, all do or none.
+
+        With batch_size=auto lm_eval finds a size together with all processes, which hangs if one alone asks.
+        """
+        if self._lm.world_size == 1 or self._lm.batch_size_per_gpu != "auto":
+            return mine
+        return bool(self._lm.all_gather(torch.tensor([int(mine)], device=self._lm.device)).min())
+
     def _harness(
-        self, requests: list[Request], disable_tqdm: bool, override_bs: int | None, reason: str
+        self, requests: list[Request], disable_tqdm: bool, override_bs: int | None, reason: str, alone: bool = False
     ) -> list[Answer]:
+        """lm_eval's own path; ``alone``: the other processes are not on it, so nothing may be asked of them."""
         self.stats = ScoringStats("harness", reason=reason, requests=len(requests))
-        if override_bs is None and self._lm.world_size > 1 and self._unsupported is None:
-            # With batch_size=auto, finding a size is a joint step of all processes, and the others may not be here.
+        if alone and override_bs is None and self._lm.world_size > 1:
             override_bs = 1
         return HFLM._loglikelihood_tokens(self._lm, requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
 
     def _say(self, text: str, level: int = logging.WARNING) -> None:
         if text not in self._said:
             self._said.add(text)
-            logger.log(level, text)
+            log.log(level, text)
 
 
 def truncated_input(context: Sequence[int], option: Sequence[int], max_length: int) -> list[int]:

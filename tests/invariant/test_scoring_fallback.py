@@ -46,7 +46,7 @@ def check_fallback(lm: HFLM, reason: str, caplog: pytest.LogCaptureFixture, leve
     requests = requests_of(6, 100)
     theirs = HFLM._loglikelihood_tokens(lm, requests, disable_tqdm=True)
     scorer = SharedPrefixScorer(lm)
-    with caplog.at_level(logging.INFO, logger="lm_eval_kinject"):
+    with caplog.at_level(logging.INFO, logger="lm_eval.kinject"):
         for _ in range(2):
             assert scorer.loglikelihood(requests, disable_tqdm=True) == theirs
             assert scorer.stats.path == "harness"
@@ -185,15 +185,28 @@ def test_what_lm_eval_refuses_is_refused_by_lm_eval() -> None:
             scorer.loglikelihood([(("a", "b"), context, option)], disable_tqdm=True)
 
 
-def test_one_process_of_many_never_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("other", [True, False])
+def test_all_processes_take_lm_evals_path_together_or_none(other: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # With batch_size=auto lm_eval finds a size together with all processes, which would hang if one alone asked.
     lm = from_config("llama")
     lm.batch_size_per_gpu, lm._world_size = "auto", 2
+    sizes: list[int] = []
+    monkeypatch.setattr(lm, "_detect_batch_size", lambda *_: sizes.append(4) or 4)
+    monkeypatch.setattr(lm, "all_gather", lambda mine: torch.cat([mine, torch.tensor([int(other)])]))
+    scorer = SharedPrefixScorer(lm)
+    assert len(scorer.loglikelihood(requests_of(1, 5), disable_tqdm=True)) == 4
+    assert (scorer.stats.path, sizes) == ("harness", [4])  # at lm_eval's own batch size
+    scorer.loglikelihood(requests_of(20, 300), disable_tqdm=True)
+    assert scorer.stats.path == ("shared" if other else "harness")
+    assert len(sizes) == (1 if other else 2)
+
+
+def test_a_process_whose_check_fails_never_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = from_config("llama")
+    lm.batch_size_per_gpu, lm._world_size = "auto", 2
+    monkeypatch.setattr(lm, "all_gather", lambda mine: torch.cat([mine, torch.ones_like(mine)]))
     monkeypatch.setattr(lm, "_detect_batch_size", lambda *_: pytest.fail("waits for the others"))
     scorer = SharedPrefixScorer(lm)
-    requests = requests_of(1, 5)
-    answers = scorer.loglikelihood(requests, disable_tqdm=True)
-    assert scorer.stats.path == "harness"
-    assert len(answers) == 4
-    scorer.loglikelihood(requests_of(20, 300), disable_tqdm=True)
-    assert scorer.stats.path == "shared"
+    monkeypatch.setattr(scorer, "_tolerance", lambda _: -1.0)
+    assert len(scorer.loglikelihood(requests_of(20, 300), disable_tqdm=True)) == 80
+    assert "aren't exact" in scorer.stats.reason

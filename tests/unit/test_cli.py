@@ -164,6 +164,24 @@ def test_the_checks_of_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found["index broken"].remedy.startswith("delete")
 
 
+def test_the_doctor_sees_a_hook_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "is_added", lambda: (True, False))
+    found = {f.subject: f for f in doctor._discovery()}
+    assert found["rag-hf in lm_eval"].state == "ok"
+    assert found["tasks in lm_eval"].state == "problem"
+    assert "python -m lm_eval_kinject" in found["tasks in lm_eval"].remedy
+
+
+def test_the_doctor_compares_versions_with_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"transformers": "4.57.0", "torch": "2.13.0+cpu", "peft": "0.30.0rc1"}
+    known = doctor.metadata.version
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: versions.get(name) or known(name))
+    found = {f.subject: f for f in doctor._versions()}
+    assert found["transformers"].state == "problem"
+    assert found["transformers"].remedy == "run `pip install 'transformers>=5'`"
+    assert {found[name].state for name in ("torch", "peft", "lm-eval")} == {"ok"}
+
+
 def test_the_doctor_reports_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking() -> Iterator[doctor.Finding]:
         yield doctor.Finding("first", "ok", "seen")

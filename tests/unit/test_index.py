@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,16 +168,21 @@ def test_a_read_only_cache_means_in_memory_with_a_warning(
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(index.np, "save", full)
-    with pytest.raises(IndexStoreError, match=r"The disk is full: .* Free some space, or set KINJECT_CACHE"):
-        build_index(CORPUS, HashEncoder(), cache=tmp_path)
-    monkeypatch.undo()
+    """As the kernel reports it: a limit on the size of files is met in the middle of a write, as the disk's end is."""
+    monkeypatch.setattr(index, "_FULL", {errno.EFBIG})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))
+    try:
+        with pytest.raises(IndexStoreError, match=r"The disk is full: .* Free some space, or set KINJECT_CACHE"):
+            build_index(CORPUS, HashEncoder(dimension=100), cache=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
     assert not list(tmp_path.rglob("*.npy"))
     assert not list(tmp_path.rglob("*.part"))
-    assert build_index(CORPUS, HashEncoder(), cache=tmp_path).path is not None
+    monkeypatch.undo()
+    assert build_index(CORPUS, HashEncoder(dimension=100), cache=tmp_path).path is not None
 
 
 def test_a_cache_below_a_file_is_an_error(tmp_path: Path) -> None:

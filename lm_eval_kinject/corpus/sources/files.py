@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_kinject.errors import CorpusError
+from lm_eval_kinject.log import log
 from lm_eval_kinject.records import Chunk, Document
 
 __all__ = ["SUFFIXES", "Source", "decode", "read_card", "read_path"]
 
-_LOG = logging.getLogger(__name__)
 _SHOWN = 10
 _OWN_FIELDS = {"id", "_id", "text", "title", "date", "document_id", "position"}
 _NOT_DATA = re.compile(
@@ -100,7 +99,7 @@ def _read_folder(folder: Path) -> Source:
         )
     if left_out:
         names = ", ".join(f.relative_to(folder).as_posix() for f in left_out[:5])
-        _LOG.warning("corpus %s: %d files of other kinds are left out: %s", folder.name, len(left_out), names)
+        log.warning("corpus %s: %d files of other kinds are left out: %s", folder.name, len(left_out), names)
     items: list[Document | Chunk] = []
     for file in chosen:
         relative = file.relative_to(folder)
@@ -406,7 +405,7 @@ def _front_matter(file: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(match.group(1))
     except yaml.YAMLError as problem:
-        _LOG.warning("the card %s has malformed front matter, which is not used: %s", file.name, problem)
+        log.warning("the card %s has malformed front matter, which is not used: %s", file.name, problem)
         return {}
     return data if isinstance(data, dict) else {}
 
