@@ -222,6 +222,46 @@ def test_the_module_form_works_with_the_hook_off(from_wheel: Environment) -> Non
     assert "All tasks found and valid" in done.stdout
 
 
+@pytest.mark.parametrize(("command", "install"), [("lm_eval", "from_wheel"), ("lm-eval", "editable")])
+def test_the_unmodified_command_scores_with_retrieval(
+    command: str, install: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    environment: Environment = request.getfixturevalue(install)
+    done = environment.run(
+        Path(sys.executable).with_name(command),
+        "--model", "rag-hf", "--model_args", "retriever=bm25,k=3", "--tasks", "current_events",
+        "--limit", "4", "--output_path", tmp_path, KINJECT_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert "|current_events|" in done.stdout
+    config = json.loads(next(tmp_path.rglob("results_*.json")).read_text())["config"]
+    assert (config["model"], config["kinject"]["k"], config["kinject"]["model"]["name"]) == ("rag-hf", 3, "reader")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("retriver=bm25", "retriver= is unknown (did you mean retriever"),
+        ("retriever=bm25,k=-1,placement=middle", "k=-1"),
+        ("retriever=bm25,corpus=no/such/corpus", "no/such/corpus"),
+        ("pretrained=nobody/nothing,k=0", "pretrained=nobody/nothing"),
+        ("token=hf_abcdefghijklmnopqrstuvwxyz,k=0", "HF_TOKEN"),
+    ],
+)
+def test_errors_are_the_commands_last_line(
+    from_wheel: Environment, tmp_path: Path, arguments: str, message: str
+) -> None:
+    command = ["lm_eval", "--model", "rag-hf", "--model_args", arguments, "--tasks", "current_events_cloze"]
+    command += ["--limit", "2", "--output_path", str(tmp_path / "out")]
+    code = f"import sys; sys.argv = {command!r}\nfrom lm_eval.__main__ import cli_evaluate\ncli_evaluate()"
+    done = from_wheel.run("-c", WITHOUT_BUILT_INS + code, ok=False, KINJECT_CACHE=str(tmp_path / "cache"))
+    assert done.returncode not in (0, None)
+    last = done.stderr.rpartition("Error: ")[2]  # the exception's text, behind the traceback that lm_eval lets through
+    assert message in last
+    assert "Traceback" not in last
+    assert "hf_abcdefghijklmnopqrstuvwxyz" not in last
+    assert not list(tmp_path.iterdir())  # nothing half-written
+
+
 def test_tasks_are_found_with_every_include_path(installed: Environment, checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: json\n")
     mine = str(tmp_path)
