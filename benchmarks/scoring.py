@@ -9,7 +9,7 @@ options behind it), drawn at random, and so is the Llama-shaped model, about 110
 vocabulary. Time depends on shapes, not on meaning.
 
     python benchmarks/scoring.py --list
-    python benchmarks/scoring.py                          # every case, about an hour and a half on two CPU cores
+    python benchmarks/scoring.py                          # every case, nearly two hours on two CPU cores
     python benchmarks/scoring.py --cases k3-cloze-32k --questions 4
     python benchmarks/scoring.py --small                  # a tiny model, in a minute: does it run?
     python benchmarks/scoring.py --device cuda --dtype bfloat16 --model 1b
@@ -82,6 +82,9 @@ CASES = {
     "k3-letters-32k": Case((3,), True, 0, 32_000, 24),
     "k3-letters-128k": Case((3,), True, 0, 128_000, 24),
     "k3-5shot-letters-32k": Case((3,), True, 5, 32_000, 16),
+    "k3-5shot-cloze-128k": Case((3,), False, 5, 128_000, 8),
+    "sweep-letters-128k": Case(SWEEP, True, 0, 128_000, 8),
+    "sweep-5shot-cloze-32k": Case(SWEEP, False, 5, 32_000, 4),
     "k0-cloze-32k": Case((0,), False, 0, 32_000, 60),
     "k0-letters-32k": Case((0,), True, 0, 32_000, 60),
     "k0-5shot-letters-32k": Case((0,), True, 5, 32_000, 24),
@@ -90,7 +93,9 @@ CASES = {
     "one-k3-cloze-32k": Case((3,), False, 0, 32_000, 1),
     "one-k3-letters-32k": Case((3,), True, 0, 32_000, 1),
     "one-sweep-letters-32k": Case(SWEEP, True, 0, 32_000, 1),
+    "one-k3-5shot-letters-32k": Case((3,), True, 5, 32_000, 1),
     "two-k3-letters-32k": Case((3,), True, 0, 32_000, 2),
+    "two-k3-cloze-32k": Case((3,), False, 0, 32_000, 2),
     "one-k0-cloze-128k": Case((0,), False, 0, 128_000, 1),
     "one-k3-letters-128k": Case((3,), True, 0, 128_000, 1),
 }

@@ -13,7 +13,7 @@ from helpers.tiny_models import make_tiny, make_tokenizer
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lm_eval_kinject.scoring import SharedPrefixScorer, attention, reason_unsupported
+from lm_eval_kinject.scoring import SharedPrefixScorer, attention, forward, reason_unsupported
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 512, "max_position_embeddings": 512}
@@ -175,6 +175,17 @@ def test_runs_too_small_to_pay_take_lm_evals_path() -> None:
     assert scorer.stats.reason == "sharing would not pay"
     scorer.loglikelihood(requests_of(20, 300), disable_tqdm=True)
     assert scorer.stats.path == "shared"
+
+
+def test_a_forward_is_smaller_where_less_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = from_config("llama").model
+    budgets = []
+    for free in (None, 2**40, 2**20, 0):
+        monkeypatch.setattr(forward, "free_memory", lambda _, free=free: free)
+        budgets.append(forward.starting_budget(model))
+    assert budgets[0] == budgets[1]
+    assert budgets[0].tokens == 1024 > budgets[2].tokens > budgets[3].tokens == 64
+    assert budgets[0].rows > budgets[2].rows >= budgets[3].rows == 16
 
 
 def test_what_lm_eval_refuses_is_refused_by_lm_eval() -> None:
