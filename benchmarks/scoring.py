@@ -281,8 +281,9 @@ def broken_promises(row: Row, dtype: str) -> list[str]:
         broken.append(f"ratio {row.ratio:.2f} < {least:g}")
     if row.forwarded_over_distinct is not None and row.forwarded_over_distinct > 1.05:
         broken.append(f"forwarded/distinct {row.forwarded_over_distinct:.3f} > 1.05")
-    if row.case == "k3-cloze-128k" and row.memory_over_stock is not None and row.memory_over_stock > 0.25:
-        broken.append(f"memory/stock {row.memory_over_stock:.2f} > 0.25")
+    if row.case == "k3-cloze-128k" and not (row.memory_over_stock is not None and row.memory_over_stock <= 0.25):
+        shown = "not measured" if row.memory_over_stock is None else f"{row.memory_over_stock:.2f}"
+        broken.append(f"memory/stock {shown}, where 0.25 is promised")
     if dtype == "float32" and not (row.largest_difference <= 1e-4 and row.same_greedy):
         broken.append(f"max |Δ| {row.largest_difference:.1e}, greedy {'same' if row.same_greedy else 'differs'}")
     return broken
