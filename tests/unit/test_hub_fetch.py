@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
 from lm_eval_kinject.corpus import load_corpus
-from lm_eval_kinject.errors import CorpusError, ModelError, RetrievalError
+from lm_eval_kinject.errors import CorpusError, IndexStoreError, ModelError, RetrievalError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.records import Query
 from lm_eval_kinject.retrieval import make_retriever
@@ -48,6 +49,18 @@ def test_a_dataset_from_the_cache(hub_cache: Path) -> None:
         assert (corpus.name, corpus.revision, corpus.licence) == ("me/events", COMMIT, "cc0-1.0")
         assert corpus.source == "Hub dataset me/events"
         assert [c.id for c in corpus.chunks] == ["a"]
+
+
+def test_a_prebuilt_index_from_the_cache(hub_cache: Path, tmp_path: Path) -> None:
+    bert = make_bert(tmp_path / "bert")
+    built = make_retriever(f"bge:{bert}", tiny_corpus(), cache=tmp_path / "indexes", device="cpu").index.path
+    folder = snapshot(hub_cache, "me/index", "dataset")
+    shutil.copytree(built, folder, dirs_exist_ok=True)
+    for name in ("me/index", f"me/index@{COMMIT}"):
+        again = make_retriever(f"bge:{bert}", tiny_corpus(), index=name, cache=tmp_path / "none", device="cpu")
+        assert again.index.path == folder
+    with pytest.raises(IndexStoreError, match=r"me/nothing.*Leave index= out to build the index here"):
+        make_retriever(f"bge:{bert}", tiny_corpus(), index="me/nothing", device="cpu")
 
 
 def test_a_known_retriever_from_the_cache_at_its_pinned_commit(hub_cache: Path, tmp_path: Path) -> None:
