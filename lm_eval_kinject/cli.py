@@ -6,6 +6,7 @@ function of one of the rooms, imported when the command runs, so that `kinject -
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -188,12 +189,15 @@ def corpus_newswire(
     seed: Annotated[int, typer.Option("--seed", help="fixes every name, event and wording")] = 1,
     events: Annotated[int | None, typer.Option("--events", min=200, help="events in all (2,465)")] = None,
 ) -> None:
-    """Make an edition of the newswire: chunks, paraphrases, validation set and questions, as Parquet with a card."""
+    """Make an edition of the newswire: chunks, paraphrases, validation set, questions and the tasks that ask them."""
     from lm_eval_kinject.corpus.sources.newswire import make_edition, size_for, write_edition
 
     edition = make_edition(seed, size_for(events))
-    write_edition(edition, out)
+    *_, cloze = write_edition(edition, out)
     print(f"{out}: {len(edition.chunks)} chunks, {len(edition.paraphrases)} paraphrases, {len(edition.test)} questions")
+    print("Score a model on it (pretrained=MODEL in model_args; default: the embedded reader):")
+    where = f"--include_path {shlex.quote(str(out))}"
+    print(f"  lm_eval --model rag-hf --model_args retriever=minilm,k=3 {where} --tasks {cloze}")
 
 
 @app.command()

@@ -3,12 +3,15 @@
 The bundled edition under `tasks/current_events/` is `make_edition(BUNDLED_SEED)`; another seed gives another edition
 of the same shape. Source chunks are asked about, background chunks are not, and the few-shot questions have source
 chunks of their own. Validation paraphrases restate source chunks whose originals are trained on, as in the paper.
+
+A written edition can be scored where it lies: its lm_eval tasks are the bundled edition's, with other names.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,11 +26,14 @@ from lm_eval_kinject.corpus.sources.newswire.kind import Kind, load_kinds
 from lm_eval_kinject.corpus.sources.newswire.realise import realise
 from lm_eval_kinject.corpus.sources.newswire.world import Event, World
 from lm_eval_kinject.errors import CorpusError
+from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import atomic_write
 from lm_eval_kinject.records import Question
 
 BUNDLED_SEED = 2042
 YEAR_OF_EVENTS = 2042
+
+_BUNDLED_TASK = "current_events"
 
 # Events of a kind, so that three wrong options can be found that are neither alike nor of the chunk itself.
 _FEWEST_RIVALS = 8
@@ -161,14 +167,18 @@ def size_for(events: int | None) -> EditionSize:
     )
 
 
-def write_edition(edition: Edition, folder: Path) -> None:
-    """Write an edition's Parquet files and its card below ``folder`` (created if missing).
+def write_edition(edition: Edition, folder: Path) -> tuple[str, ...]:
+    """Write an edition's Parquet files, its card and its lm_eval tasks below ``folder`` (created if missing).
+
+    Returns:
+        The names of the tasks, for lm_eval's ``--tasks`` with ``--include_path FOLDER``: option letters, option texts.
 
     Raises:
         CorpusError: the folder holds an edition already, or can't be written.
     """
     tables = edition.tables()
-    present = [name for name in tables if (folder / name).exists()]
+    names, files = _task_files(edition)
+    present = [name for name in (*tables, *files) if (folder / name).exists()]
     if present:
         raise CorpusError(f"{folder} holds {', '.join(present)} already; name another folder or delete these first")
     try:
@@ -178,8 +188,36 @@ def write_edition(edition: Edition, folder: Path) -> None:
                 pq.write_table(pa.Table.from_pylist(list(rows)), file, compression="zstd", compression_level=19)
         with atomic_write(folder / "corpus" / "README.md") as file:
             file.write(card(edition).encode())
+        for name, text in files.items():  # last, so that lm_eval finds no task whose data isn't there
+            with atomic_write(folder / name) as file:
+                file.write(text.encode())
     except OSError as error:
         raise CorpusError(f"{folder} can't be written: {error.strerror or error}; make room or name another") from error
+    return names
+
+
+def _task_files(edition: Edition) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The bundled edition's tasks under names of their own and with the corpus beside them: names, file → text.
+
+    They are made from the bundled files, so that a fresh edition is asked exactly as the bundled one. Two editions of
+    one seed and different sizes have the same names.
+    """
+    theirs = tasks_dir() / _BUNDLED_TASK
+    files = {name: (theirs / name).read_text(encoding="utf-8") for name in ("dataset.py", "_common_yaml")}
+    files["_common_yaml"] = _renamed(files["_common_yaml"], f"corpus: {_BUNDLED_TASK}", "corpus: corpus")
+    names = {_BUNDLED_TASK + suffix: f"newswire_{edition.seed}{suffix}" for suffix in ("", "_cloze")}
+    for bundled, ours in names.items():
+        text = (theirs / f"{bundled}.yaml").read_text(encoding="utf-8")
+        files[f"{ours}.yaml"] = _renamed(text, f"task: {bundled}", f"task: {ours}")
+    return tuple(names.values()), files
+
+
+def _renamed(text: str, line: str, instead: str) -> str:
+    """``text`` with one whole line replaced; whatever stands before it on the line, as indentation, stays."""
+    renamed, count = re.subn(rf"(?m)^( *){re.escape(line)}$", rf"\g<1>{instead}", text)
+    if count != 1:
+        raise CorpusError(f"the bundled tasks are damaged: they hold {line!r} {count} times; reinstall the package")
+    return renamed
 
 
 def card(edition: Edition) -> str:
