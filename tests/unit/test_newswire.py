@@ -16,6 +16,7 @@ from lm_eval_kinject.corpus.sources.newswire import (
     READER_HELD_OUT_KINDS,
     Edition,
     EditionSize,
+    Kind,
     World,
     load_kinds,
     make_edition,
@@ -25,6 +26,7 @@ from lm_eval_kinject.corpus.sources.newswire import (
 from lm_eval_kinject.corpus.sources.newswire.ask import Examiner
 from lm_eval_kinject.corpus.sources.newswire.edition import BUNDLED_SEED
 from lm_eval_kinject.corpus.sources.newswire.kind import read_kind
+from lm_eval_kinject.corpus.sources.newswire.lint import review
 from lm_eval_kinject.corpus.sources.newswire.measure import distinct_n, guessers, mean_overlap, wordings_by_chunk
 from lm_eval_kinject.corpus.sources.newswire.names import realm_of
 from lm_eval_kinject.corpus.sources.newswire.realise import missing_facts, realise
@@ -40,6 +42,12 @@ def edition() -> Edition:
     return make_edition(BUNDLED_SEED)
 
 
+@pytest.fixture(scope="module", params=[BUNDLED_SEED, 7, 1902])
+def any_edition(request: pytest.FixtureRequest) -> Edition:
+    """The bundled edition and two others of its size: what holds for it must not be luck."""
+    return make_edition(request.param)
+
+
 def test_there_are_enough_kinds_and_phrasings() -> None:
     kinds = load_kinds()
     assert len(kinds) >= 24
@@ -47,7 +55,21 @@ def test_there_are_enough_kinds_and_phrasings() -> None:
     assert len(READER_HELD_OUT_KINDS) >= 4
     for kind in kinds:  # read_kind checks the rest of the rules
         assert 4 <= len(kind.questions) <= 8
-        assert all(len(set(s.phrasings)) >= 12 for s in kind.sentences)
+        assert all(len(set(s.phrasings)) >= 13 for s in kind.sentences)
+
+
+@pytest.mark.parametrize("kind", load_kinds(), ids=lambda kind: kind.kind)
+def test_the_editor_has_nothing_to_mend(kind: Kind) -> None:
+    assert review(kind, 0)[0] == []
+
+
+def test_the_editor_sees_questions_worded_as_the_text() -> None:
+    kind = next(k for k in load_kinds() if k.kind == "storm")
+    slot = next(iter(kind.questions))
+    copied = kind.model_copy(update={"questions": {slot: ("Storm {storm}?", "What of Storm {storm}?")}})
+    problems, _ = review(copied, 0)
+    assert len(problems) == 1
+    assert f"questions for {slot}: all share over 35% of their words" in problems[0]
 
 
 def test_the_bundled_files_are_what_the_seed_gives(edition: Edition) -> None:
@@ -67,33 +89,54 @@ def test_the_bundled_edition_has_the_papers_size(edition: Edition) -> None:
     assert {row["chunk"] for row in edition.validation} <= {row["source_chunk"] for row in edition.test}
 
 
-def test_lengths_and_identifiers(edition: Edition) -> None:
-    assert all(60 <= len(row["text"].split()) <= 180 for row in edition.chunks)
-    for rows in edition.tables().values():
+def test_lengths_and_identifiers(any_edition: Edition) -> None:
+    for row in (*any_edition.chunks, *any_edition.paraphrases, *any_edition.validation):
+        assert 60 <= len(row["text"].split()) <= 180, row["id"]
+    for rows in any_edition.tables().values():
         assert len({row["id"] for row in rows}) == len(rows)
 
 
-def test_every_fact_is_in_the_chunk_and_in_each_paraphrase(edition: Edition) -> None:
-    facts = {row["id"]: json.loads(row["facts"]) for row in edition.chunks}
+def test_every_fact_is_in_the_chunk_and_in_each_paraphrase(any_edition: Edition) -> None:
+    facts = {row["id"]: json.loads(row["facts"]) for row in any_edition.chunks}
     texts = itertools.chain(
-        ((row["id"], row["text"]) for row in edition.chunks),
-        ((row["chunk"], row["text"]) for row in (*edition.paraphrases, *edition.validation)),
+        ((row["id"], row["text"]) for row in any_edition.chunks),
+        ((row["chunk"], row["text"]) for row in (*any_edition.paraphrases, *any_edition.validation)),
     )
     for chunk, text in texts:
-        assert [v for v in facts[chunk].values() if v.lower() not in text.lower()] == []
+        assert missing_facts(facts[chunk], text) == [], text
 
 
 def test_the_fact_checker_sees_a_missing_fact(edition: Edition) -> None:
     event = edition.events[0]
     text = realise(event)
-    assert missing_facts(event, text) == []
+    assert missing_facts(event.values, text) == []
     slot, value = next(iter(event.values.items()))
-    assert slot in missing_facts(event, re.sub(re.escape(value), "-", text, flags=re.IGNORECASE))
+    assert slot in missing_facts(event.values, re.sub(re.escape(value), "-", text, flags=re.IGNORECASE))
 
 
-def test_no_two_wordings_of_a_chunk_are_alike(edition: Edition) -> None:
+@pytest.mark.parametrize(
+    ("value", "stated", "not_stated"),
+    [
+        ("24 days", "It took 24 days, they said", "It took 124 days, they said"),
+        ("240 homes", "In all 240 homes were lost", "In all 1,240 homes were lost"),
+        ("3", "The final score was 3, no more", "The final score was 3.5, no more"),
+        ("4 days", "4 days of rain", "2.4 days of rain"),
+        ("3.4 million crowns", "worth 3.4 million crowns.", "worth 13.4 million crowns."),
+        ("14 March", "On 14 March it ended", "On 14 Marchfield Lane it ended"),
+        ("Dunhaven", "a new Dunhaven bridge", "the bridge of Port Dunhaven"),
+        ("Dunhaven", "Dunhaven's bridge", "Dunhavens bridge"),
+        ("the old pier", "The old pier went first", "Breathe old pier air"),
+        ("Marwen Ash", "Mayor Marwen Ash spoke", "Mayor Marwen Ashgrove spoke"),
+    ],
+)
+def test_a_fact_is_stated_in_whole_words_and_numbers(value: str, stated: str, not_stated: str) -> None:
+    assert missing_facts({"slot": value}, stated) == []
+    assert missing_facts({"slot": value}, not_stated) == ["slot"]
+
+
+def test_no_two_wordings_of_a_chunk_are_alike(any_edition: Edition) -> None:
     wordings = collections.defaultdict(list)
-    for row in (*edition.chunks, *edition.paraphrases, *edition.validation):
+    for row in (*any_edition.chunks, *any_edition.paraphrases, *any_edition.validation):
         wordings[row.get("chunk", row["id"])].append(row["text"])
     for texts in wordings.values():
         assert len(set(texts)) == len(texts)
@@ -107,9 +150,9 @@ def test_wordings_of_a_chunk_differ_much(edition: Edition) -> None:
     assert statistics.mean(distinct_n(one, 3) for one in wordings.values()) > 0.7
 
 
-def test_each_question_has_one_right_option_and_its_chunk_states_it(edition: Edition) -> None:
-    chunks = {row["id"]: row for row in edition.chunks}
-    for row in (*edition.test, *edition.dev):
+def test_each_question_has_one_right_option_and_its_chunk_states_it(any_edition: Edition) -> None:
+    chunks = {row["id"]: row for row in any_edition.chunks}
+    for row in (*any_edition.test, *any_edition.dev):
         facts = json.loads(chunks[row["source_chunk"]]["facts"])
         assert len(set(row["choices"])) == 4
         assert row["choices"][row["answer"]] == facts[row["slot"]]
@@ -131,8 +174,8 @@ def test_names_recur_over_events(edition: Edition) -> None:
     assert sum(n > 1 for n in people.values()) / len(people) > 0.8
 
 
-def test_guessers_stay_near_chance(edition: Edition) -> None:
-    shares = guessers(edition.test, edition.chunks)
+def test_guessers_stay_near_chance(any_edition: Edition) -> None:
+    shares = guessers(any_edition.test, any_edition.chunks)
     assert {name: share for name, share in shares.items() if share > 0.30} == {}
     assert len(shares) >= 14
 
@@ -190,7 +233,7 @@ def test_a_bad_kind_file_lists_all_its_problems(tmp_path: Path) -> None:
     with pytest.raises(CorpusError) as error:
         read_kind(broken)
     assert "must equal the file's name" in str(error.value)
-    assert "at least 10 fillers" in str(error.value)
+    assert "at least 12 different fillers" in str(error.value)
     assert "a digit" in str(error.value)
 
 

@@ -24,6 +24,11 @@ READER_HELD_OUT_KINDS = ("chess_open", "flood", "literary_award", "merger")
 HELD_OUT_PHRASINGS = 2
 """How many phrasings at the end of each sentence's list the reader never trains on."""
 
+FEWEST_PHRASINGS = 13
+"""Of a sentence: a chunk, ten paraphrases and two for validation take one each, and none twice."""
+
+FEWEST_FILLERS = 12
+
 # The C loader reads the same YAML about ten times faster; wheels of PyYAML carry it, some distributions don't.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -197,8 +202,8 @@ def _problems(kind: Kind, stem: str) -> Iterable[str]:
     for number, sentence in enumerate(kind.sentences, 1):
         yield from _phrasing_problems(number, sentence)
     yield from _question_problems(kind)
-    if len(kind.fillers) < 10:
-        yield f"needs at least 10 fillers (has {len(kind.fillers)})"
+    if len(set(kind.fillers)) < FEWEST_FILLERS:
+        yield f"needs at least {FEWEST_FILLERS} different fillers (has {len(set(kind.fillers))})"
     for filler in kind.fillers:
         if set(slots_in(filler)) - {"event"} or re.search(r"\d", filler) or filler.endswith("."):
             yield f"filler with a slot, a digit or a final period: {filler!r}"
@@ -206,8 +211,8 @@ def _problems(kind: Kind, stem: str) -> Iterable[str]:
 
 def _phrasing_problems(number: int, sentence: Sentence) -> Iterable[str]:
     where = f"sentence {number}"
-    if len(set(sentence.phrasings)) < 12:
-        yield f"{where}: needs at least 12 different phrasings (has {len(set(sentence.phrasings))})"
+    if len(set(sentence.phrasings)) < FEWEST_PHRASINGS:
+        yield f"{where}: needs at least {FEWEST_PHRASINGS} different phrasings (has {len(set(sentence.phrasings))})"
     if sum("," not in p for p in sentence.phrasings) < 4:
         yield f"{where}: needs at least 4 phrasings without a comma"
     for phrasing in sentence.phrasings:

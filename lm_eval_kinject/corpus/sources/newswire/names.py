@@ -40,7 +40,9 @@ _TOWN_END = (
     "marrow haven brook minster mouth burgh reach fell holm port ness bury wick dale cross mere bay gard moor firth "
     "castle market spire landing"
 ).split()
-_TOWN_FRONT = ("", "", "", "Port ", "Upper ", "New ", "Saint ", "East ")
+TOWN_FRONTS = ("", "", "", "Port ", "Upper ", "New ", "Saint ", "East ")
+"""What may stand before a town's name and makes it another town's; mostly nothing."""
+
 _COMPANY = (
     "Apex Beacon Cobalt Delta Equinox Fathom Granite Harbor Indigo Jasper Keystone Lumen Meridian Nimbus Orchard "
     "Pinnacle Quantum Ripple Summit Tandem Unity Vertex Wander Zenith Anchor Bluebell Compass Dynamo Elm Furrow"
@@ -88,7 +90,7 @@ def people(rng: random.Random, count: int, realm: Realm) -> list[str]:
 
 def towns(rng: random.Random, count: int, realm: Realm) -> list[str]:
     """``count`` different names of towns."""
-    return _unique(count, lambda: f"{rng.choice(_TOWN_FRONT)}{rng.choice(_TOWN)}{rng.choice(_TOWN_END)}", realm)
+    return _unique(count, lambda: f"{rng.choice(TOWN_FRONTS)}{rng.choice(_TOWN)}{rng.choice(_TOWN_END)}", realm)
 
 
 def companies(rng: random.Random, count: int, realm: Realm) -> list[str]:

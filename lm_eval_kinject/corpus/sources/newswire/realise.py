@@ -7,15 +7,22 @@ paraphrases of a chunk differ in every sentence. Every realisation states every 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 
 from lm_eval_kinject.corpus.sources.newswire.kind import Sentence, slots_in
+from lm_eval_kinject.corpus.sources.newswire.names import TOWN_FRONTS
 from lm_eval_kinject.corpus.sources.newswire.world import Event
 
 _JOINS = ("; ", ", and ")
 _JOIN_RATE = 0.35
 _FULL_NAME_RATE = 0.35
 MIN_WORDS, MAX_WORDS = 60, 180
+
+# What must not stand right before a value: a letter or digit, digits that its own would go on ("1," before "240"), or a
+# front that makes a town another one (with its capital: "a new Dunhaven bridge" is at Dunhaven), or behind it.
+_RUNS_INTO = re.compile(rf"(\w|\d[.,]|\b({'|'.join(front for front in dict.fromkeys(TOWN_FRONTS) if front)}))$")
+_GOES_ON = re.compile(r"\w|[.,]\d")
 
 
 def realise(event: Event, number: int = 0, *, stream: str = "text") -> str:
@@ -45,10 +52,24 @@ def realise(event: Event, number: int = 0, *, stream: str = "text") -> str:
     return " ".join(sentences)
 
 
-def missing_facts(event: Event, text: str) -> list[str]:
-    """The slots whose value the text doesn't state (a value may open a sentence and so be capitalised)."""
-    lowered = text.lower()
-    return [slot for slot, value in event.values.items() if value.lower() not in lowered]
+def missing_facts(facts: Mapping[str, str], text: str) -> list[str]:
+    """The slots whose value the text doesn't state, of ``facts`` (slot → value)."""
+    return [slot for slot, value in facts.items() if not states(text, value)]
+
+
+def states(text: str, value: str) -> bool:
+    """Whether a text states a value: as whole words and numbers, and not as the end of another town's name.
+
+    "24 days" is not in "124 days", nor "240 homes" in "1,240 homes", nor "Dunhaven" in "Port Dunhaven". Case doesn't
+    count, since a value may open a sentence.
+    """
+    lowered, wanted = text.lower(), value.lower()
+    start = lowered.find(wanted)
+    while start >= 0:
+        if not _RUNS_INTO.search(text[:start]) and not _GOES_ON.match(text, start + len(wanted)):
+            return True
+        start = lowered.find(wanted, start + 1)
+    return False
 
 
 def phrasing(event: Event, sentence: Sentence, number: int = 0, *, stream: str = "text") -> str:
