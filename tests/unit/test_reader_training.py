@@ -14,6 +14,42 @@ from kinject_trainer.reader.pretrain import make_tokenizer, new_model, train
 from transformers import PreTrainedTokenizerBase
 
 from lm_eval_kinject.corpus.sources.newswire.kind import HELD_OUT_PHRASINGS, READER_HELD_OUT_KINDS, load_kinds
+from lm_eval_kinject.provenance import fingerprint_records
+
+RETRAIN = (
+    "The embedded reader was trained on another one: what is measured as its recall, or as reading of what it never "
+    "saw, would no longer be that. Take the change to kinds, names or world back; or retrain the reader (its card says "
+    "how), train both adapters in adapters/ again on it, measure anew, and put the new value here."
+)
+RECALL_WORLD = "ff5e923d748c91dc31e44147f12c8aab5ce71b6aa5618cc3f8b6be32af141d97"
+RECALL_QUESTIONS = "72ef00fe8fec0bf012fb189767d81f08849342767e0614b30296a79356bec0bc"
+HELD_OUT = {
+    "art_auction": "0e043a140671",
+    "court_ruling": "f49d0cfbba68",
+    "cup_final": "0b0aa7ebe634",
+    "data_breach": "30d8e2c71310",
+    "election": "9fac9768a4b7",
+    "excavation": "de2fe05b3079",
+    "expedition": "ed36de83e791",
+    "factory_fire": "54147e88f1a9",
+    "ferry_grounding": "1e67d707bf52",
+    "film_release": "901e8c7a0760",
+    "fraud_trial": "00b21488a319",
+    "marathon": "5bafdfc11ac7",
+    "mine_rescue": "c91a1b45b8f7",
+    "museum_opening": "9dd6719351dc",
+    "music_festival": "f21e09ec8d53",
+    "outbreak": "3fff05813e85",
+    "play_premiere": "8ab5912f3c78",
+    "rail_line": "b2be822f76f6",
+    "research_grant": "b50f6cb3a0ed",
+    "satellite_launch": "eb46bc6dd99e",
+    "species_discovery": "2d0e720d592a",
+    "storm": "976420f5628a",
+    "strike": "14b920931dbe",
+    "trade_pact": "2ee3679c654d",
+}
+"""Of each kind that the reader trains on: its held-out phrasings and questions, the fingerprint's first 12 digits."""
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +70,24 @@ def test_held_out_kinds_and_phrasings_are_kept_from_it() -> None:
             assert not set(ours.phrasings) & set(theirs.phrasings)
         for slot, wordings in held.questions.items():
             assert not set(wordings) & set(seen[whole.kind].questions[slot])
+
+
+def test_the_recall_world_is_the_one_that_the_reader_was_trained_on(tokenizer: PreTrainedTokenizerBase) -> None:
+    world = Mixture(tokenizer).recall_world
+    events = [{"id": e.id, "kind": e.kind.kind, "values": dict(e.values)} for e in world.events]
+    assert fingerprint_records(events) == RECALL_WORLD, RETRAIN
+    questions = [{"kind": k.kind, "questions": k.questions} for k in world.kinds]
+    assert fingerprint_records(questions) == RECALL_QUESTIONS, RETRAIN
+
+
+def test_held_out_phrasings_are_the_ones_that_the_reader_never_saw() -> None:
+    found = {}
+    for kind in load_kinds():
+        if kind.kind not in READER_HELD_OUT_KINDS:
+            held = kind.held_out_only()
+            records = [*([s.slots, s.phrasings] for s in held.sentences), *held.questions.items()]
+            found[kind.kind] = fingerprint_records(records)[:12]
+    assert found == HELD_OUT, RETRAIN
 
 
 @pytest.mark.parametrize("phase", get_args(Phase))

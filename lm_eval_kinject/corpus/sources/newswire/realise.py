@@ -19,8 +19,8 @@ _JOIN_RATE = 0.35
 _FULL_NAME_RATE = 0.35
 MIN_WORDS, MAX_WORDS = 60, 180
 
-# What must not stand right before a value: a letter or digit, digits that its own would go on ("1," before "240"), or a
-# front that makes a town another one (with its capital: "a new Dunhaven bridge" is at Dunhaven), or behind it.
+# What makes a value part of another one. Before it: a letter or digit, digits that its own would go on ("1," before
+# "240"), a front that makes another town (with its capital: "a new Dunhaven bridge" is at Dunhaven). Then: behind it.
 _RUNS_INTO = re.compile(rf"(\w|\d[.,]|\b({'|'.join(front for front in dict.fromkeys(TOWN_FRONTS) if front)}))$")
 _GOES_ON = re.compile(r"\w|[.,]\d")
 
