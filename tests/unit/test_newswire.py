@@ -27,7 +27,14 @@ from lm_eval_kinject.corpus.sources.newswire.ask import Examiner
 from lm_eval_kinject.corpus.sources.newswire.edition import BUNDLED_SEED
 from lm_eval_kinject.corpus.sources.newswire.kind import read_kind
 from lm_eval_kinject.corpus.sources.newswire.lint import review
-from lm_eval_kinject.corpus.sources.newswire.measure import distinct_n, guessers, mean_overlap, wordings_by_chunk
+from lm_eval_kinject.corpus.sources.newswire.measure import (
+    GivenAway,
+    distinct_n,
+    given_away_by_type,
+    guessers,
+    mean_overlap,
+    wordings_by_chunk,
+)
 from lm_eval_kinject.corpus.sources.newswire.names import realm_of
 from lm_eval_kinject.corpus.sources.newswire.realise import missing_facts, realise
 from lm_eval_kinject.errors import CorpusError
@@ -186,6 +193,36 @@ def test_a_guesser_finds_a_cue_where_there_is_one(edition: Edition) -> None:
         for row in edition.test
     ]
     assert guessers(given_away, edition.chunks)["the longest option"] == 1.0
+
+
+def test_what_a_chunk_gives_away_by_type() -> None:
+    kind = next(k for k in load_kinds() if k.kind == "storm")
+    facts = {"storm": "Amberfinch", "town": "Dunhaven", "day": "3 May", "chief": "Marwen Ash", "surveyor": "Elric Dove"}
+    chunks = [{"id": "c", "facts": json.dumps(facts)}]
+    asked = {"source_chunk": "c", "kind": "storm", "answer": 0}
+    questions = [
+        {**asked, "slot": "chief", "choices": ["Marwen Ash", "Elric Dove", "Toris Frost", "Vinby Reed"]},
+        {**asked, "slot": "chief", "choices": ["Marwen Ash", "Ursel Drum", "Toris Frost", "Vinby Reed"]},
+        {**asked, "slot": "day", "choices": ["3 May", "4 May", "5 May", "6 May"]},
+    ]
+    assert given_away_by_type(questions, chunks, [kind]) == {
+        "date": GivenAway(questions=1, candidates=1, guessed=1, alone=1, rivalled=0),
+        "person": GivenAway(questions=2, candidates=2, guessed=0.5, alone=0, rivalled=0.5),
+        "all": GivenAway(
+            questions=3,
+            candidates=pytest.approx(5 / 3),
+            guessed=pytest.approx(2 / 3),
+            alone=pytest.approx(1 / 3),
+            rivalled=pytest.approx(1 / 3),
+        ),
+    }
+
+
+def test_no_person_who_is_asked_for_is_the_only_one_in_the_chunk(any_edition: Edition) -> None:
+    """Of the other types some are (the figures are in docs/log.md); people are what questions ask for most."""
+    figures = given_away_by_type(any_edition.test, any_edition.chunks, load_kinds())
+    assert figures["all"].questions == 910
+    assert (figures["person"].alone, figures["person"].rivalled) == (0, 1)
 
 
 def test_wrong_options_come_from_the_same_chunk_where_the_type_allows(edition: Edition) -> None:

@@ -1,4 +1,4 @@
-"""An edition measured: what guessing earns, and how different the wordings of a chunk are.
+"""An edition measured: what guessing earns, how much a chunk gives away by type, and how different its wordings are.
 
 What it is for: figures about an edition, for its tests and for docs/log.md. What it does not do: judge them.
 """
@@ -12,9 +12,12 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["distinct_n", "guessers", "mean_overlap", "wordings_by_chunk"]
+from lm_eval_kinject.corpus.sources.newswire.kind import Kind
+
+__all__ = ["GivenAway", "distinct_n", "given_away_by_type", "guessers", "mean_overlap", "wordings_by_chunk"]
 
 Row = Mapping[str, Any]
 
@@ -83,6 +86,63 @@ def guessers(questions: Sequence[Row], chunks: Sequence[Row]) -> dict[str, float
     for name, rule in rules.items():
         shares[name] = _share(questions, [_place_of_best(rule(row["choices"]), rng) for row in questions])
     return shares
+
+
+@dataclass(frozen=True)
+class GivenAway:
+    """How far the source chunk gives the answers of some questions away by their type.
+
+    Attributes:
+        questions: how many there are.
+        candidates: mean number of values in the source chunk that are of the asked type, the right one among them.
+        guessed: share right of who answers with one of these at random (its expectation, not a draw).
+        alone: share of questions whose answer is the only value of its type in the chunk.
+        rivalled: share of questions with a wrong option out of the same chunk; of the others, who looks up which
+            option the chunk holds is right without having understood the question.
+    """
+
+    questions: int
+    candidates: float
+    guessed: float
+    alone: float
+    rivalled: float
+
+
+def given_away_by_type(questions: Sequence[Row], chunks: Sequence[Row], kinds: Iterable[Kind]) -> dict[str, GivenAway]:
+    """What someone who has the right chunk, and sees of a question only what type of value it asks for, gets right.
+
+    All numbers are one type, whatever their units: whoever reads the unit out of the question guesses better.
+
+    Args:
+        questions: with ``choices``, ``answer``, ``source_chunk``, ``kind`` and ``slot``.
+        chunks: with ``id`` and ``facts`` (JSON: slot → value).
+        kinds: those of the edition, whose slots have the types (person, town, date, number, money, choice, …).
+
+    Returns:
+        Type of the asked slot → figures, in the alphabet's order; ``all`` comes last.
+    """
+    types = {kind.kind: {slot: spec.type for slot, spec in kind.slots.items()} for kind in kinds}
+    facts: dict[str, dict[str, str]] = {row["id"]: json.loads(row["facts"]) for row in chunks}
+    found: dict[str, list[tuple[int, bool]]] = defaultdict(list)
+    for row in questions:
+        inside, of = facts[row["source_chunk"]], types[row["kind"]]
+        right, asked = row["choices"][row["answer"]], of[row["slot"]]
+        candidates = {value for slot, value in inside.items() if of[slot] == asked}
+        rivalled = any(choice != right and choice in inside.values() for choice in row["choices"])
+        found[asked].append((len(candidates), rivalled))
+    everything = [one for each in found.values() for one in each]
+    return {name: _given_away(ones) for name, ones in [*sorted(found.items()), ("all", everything)]}
+
+
+def _given_away(ones: Sequence[tuple[int, bool]]) -> GivenAway:
+    counts = [count for count, _ in ones]
+    return GivenAway(
+        questions=len(ones),
+        candidates=statistics.mean(counts),
+        guessed=statistics.mean(1 / count for count in counts),
+        alone=statistics.mean(count == 1 for count in counts),
+        rivalled=statistics.mean(rivalled for _, rivalled in ones),
+    )
 
 
 def _place_of_best(scores: Sequence[float], rng: random.Random) -> int:
