@@ -240,6 +240,12 @@ def test_realms_share_no_name() -> None:
     for pool in ("people", "towns", "companies"):
         assert not set(getattr(public, pool)) & set(getattr(reader, pool))
     assert {realm_of(name) for name in reader.people} == {"reader"}
+    composed = [
+        {e.values[slot] for e in world.events for slot, spec in e.kind.slots.items() if spec.type == "compose"}
+        for world in (public, reader)
+    ]
+    assert min(map(len, composed)) > 200
+    assert not composed[0] & composed[1]
 
 
 def test_another_seed_is_another_edition_and_the_same_seed_the_same() -> None:

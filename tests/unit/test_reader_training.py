@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +12,12 @@ import torch
 from kinject_trainer.reader import pretrain
 from kinject_trainer.reader.mixture import Batch, Mixture, Phase, training_kinds
 from kinject_trainer.reader.pretrain import make_tokenizer, new_model, train
+from kinject_trainer.reader.probe import probe_worlds
 from transformers import PreTrainedTokenizerBase
 
+from lm_eval_kinject.corpus.sources.newswire.edition import BUNDLED_SEED, EditionSize
 from lm_eval_kinject.corpus.sources.newswire.kind import HELD_OUT_PHRASINGS, READER_HELD_OUT_KINDS, load_kinds
+from lm_eval_kinject.corpus.sources.newswire.world import Event, World
 from lm_eval_kinject.provenance import fingerprint_records
 
 RETRAIN = (
@@ -70,6 +74,25 @@ def test_held_out_kinds_and_phrasings_are_kept_from_it() -> None:
             assert not set(ours.phrasings) & set(theirs.phrasings)
         for slot, wordings in held.questions.items():
             assert not set(wordings) & set(seen[whole.kind].questions[slot])
+
+
+def test_no_name_of_its_worlds_is_in_the_bundled_edition(tokenizer: PreTrainedTokenizerBase) -> None:
+    """People, towns, companies, what else is composed, and events; fixed lists, dates and numbers are shared."""
+    mixture = Mixture(tokenizer)
+    of_tokenizer = World(1904, training_kinds(), 3600, "reader")
+    worlds = [mixture.recall_world, *mixture.reading_worlds, *probe_worlds().values(), of_tokenizer]
+    reader = {name for world in worlds for name in _names(world.events)}
+    edition = _names(World(BUNDLED_SEED, load_kinds(), EditionSize().events).events)
+    assert len(edition) > 5000
+    assert len(reader) > 40_000
+    assert not edition & reader
+
+
+def _names(events: Sequence[Event]) -> set[str]:
+    """Every event's name and all composed names in it."""
+    types = {"person", "town", "company", "compose"}
+    values = {e.values[slot] for e in events for slot, spec in e.kind.slots.items() if spec.type in types}
+    return values | {e.name for e in events}
 
 
 def test_the_recall_world_is_the_one_that_the_reader_was_trained_on(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -4,6 +4,9 @@ A name is one entry of each part list glued together. The realm of a name is a h
 reader was trained on (realm ``reader``) and those it is tested on (realm ``public``) can never share a person, a town
 or a ship, whatever the seed. The parts are English-looking morphemes and words on purpose: an embedder's tokenizer
 knows them and can tell the names apart, which it can't with random syllables.
+
+No list of real names is consulted: what is composed may exist all the same (the bundled edition has a Hollyport and a
+Keystone Foods). What is told of it is invented either way.
 """
 
 from __future__ import annotations

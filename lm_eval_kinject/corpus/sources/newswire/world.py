@@ -1,8 +1,9 @@
 """Worlds: a pool of names and a list of events drawn from it, fixed by seed, realm and kinds.
 
 People, towns and companies come from pools much smaller than the number of mentions, so that each recurs in several
-events and a retriever has to match the event, not the name. Every event has its own random stream, so that event n is
-the same whether 10 or 10,000 are drawn.
+events and a retriever has to match the event, not the name. The pools grow with the world's size, and an event may not
+have the name of an earlier one: two worlds of one seed and different sizes are different worlds, though every event has
+a random stream of its own.
 """
 
 from __future__ import annotations
