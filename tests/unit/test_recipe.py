@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 from kinject_trainer.recipe import Recipe, Search, load_recipe, recipes_dir
 
 from lm_eval_kinject.errors import ArgumentError
+from lm_eval_kinject.provenance import read_json
 
 LEAST = {"model": "reader", "corpus": "current_events", "variant": "ft-par"}
 
@@ -79,6 +82,8 @@ def test_every_problem_at_once(tmp_path):
         ({"trainer": {"lr_scheduler_kwargs": {}}}, "recipe's own keys"),
         ({"peft": {"lora_biass": True}}, "did you mean lora_bias?"),
         ({"method": "qlora"}, "bf16"),
+        ({"learning_rate": {"high": 11}}, "learning_rate.high: 11: input should be less than or equal to 10"),
+        ({"learning_rate": {"rates": [1e-3, 1e30]}}, "input should be less than or equal to 10"),
         ({"betas": [0.9]}, "betas: must be a list of two numbers"),
         ({"learning_rate": "fast"}, "learning_rate: must be a number above 0 and up to 10, or a search"),
         ({"learning_rate": {"low": -1}}, "learning_rate.low: -1: input should be greater than 0"),
@@ -96,6 +101,47 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     file = write(tmp_path, **LEAST, method="qlora", precision="bf16")
     assert problems(file) == ("method qlora needs bitsandbytes: run `pip install bitsandbytes`",)
+    file = write(tmp_path, **LEAST, method="loftq")  # peft.utils.loftq_utils rounds with it, LoraConfig asks for scipy
+    assert [problem.split(":")[0] for problem in problems(file)] == [
+        "method loftq needs bitsandbytes",
+        "method loftq needs scipy",
+    ]
+
+
+@pytest.mark.parametrize("key", ["hub_token", "push_to_hub", "hub_model_id", "hub_always_push", "hub_private_repo"])
+def test_a_run_publishes_nothing_by_itself(tmp_path, key):
+    (problem,) = problems(write(tmp_path, **LEAST, trainer={key: "x"}))
+    assert problem == f"trainer.{key}: a run publishes nothing by itself; remove it, and use `kinject push` after"
+
+
+TOKEN = "hf_" + "Ab3" * 11
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "place"),
+    [
+        ({"trainer": {"hub_token": TOKEN}}, (), "trainer.hub_token"),
+        ({"trainer": {"run_name": f"of {TOKEN}"}}, (), "trainer.run_name"),
+        ({"trainer": {"report_to": [TOKEN]}}, (), "trainer.report_to"),
+        ({"corpus": f"https://user:{TOKEN}@huggingface.co/datasets/a/b"}, (), "corpus"),
+        ({"epochs": TOKEN}, (), "epochs"),  # whose message would repeat the value
+        ({"peft": {TOKEN: 1}}, (), "peft"),
+        ({}, (f"model_revision={TOKEN}",), "model_revision"),
+    ],
+)
+def test_a_token_in_a_recipe_is_refused_and_not_repeated(tmp_path, changes, overrides, place):
+    found = problems(write(tmp_path, **{**LEAST, **changes}), *overrides)
+    assert any(p.startswith(f"{place}: looks like a Hub token") and "HF_TOKEN" in p for p in found)
+    assert not any(TOKEN in problem for problem in found)
+
+
+def test_a_token_is_not_repeated_where_nothing_can_be_read(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(f"model: [{TOKEN}\ncorpus: }}")
+    with pytest.raises(ArgumentError) as caught:
+        load_recipe(broken)
+    assert TOKEN not in str(caught.value)
+    assert TOKEN not in problems(write(tmp_path, **LEAST), TOKEN)[0]
 
 
 def test_overrides_win_and_reach_inside(tmp_path):
@@ -143,6 +189,28 @@ def test_fingerprint_is_of_what_has_an_effect():
     assert same.fingerprint() == recipe.fingerprint()
     for change in ({"seed": 1}, {"paraphrases": 9}, {"learning_rate": Search(rates=(1e-3,))}, {"block_size": 128}):
         assert recipe.model_copy(update=change).fingerprint() != recipe.fingerprint()
+
+
+def test_equal_recipes_have_equal_fingerprints():
+    """However they say it: ft-reg is ft-par without paraphrases, and ten of them are the default."""
+    reg = Recipe(**{**LEAST, "variant": "ft-reg"})
+    for same in ({"paraphrases": 0}, {"variant": "ft-par", "paraphrases": 0}, {"data_seed": 0}):
+        other = reg.model_copy(update=same)
+        assert other.fingerprint() == reg.fingerprint()
+        assert other.effective() == reg.effective()
+    par = Recipe(**LEAST)
+    assert par.model_copy(update={"paraphrases": 10}).fingerprint() == par.fingerprint() != reg.fingerprint()
+    assert par.model_copy(update={"data_seed": 1}).fingerprint() != par.fingerprint()
+
+
+ADAPTERS = Path(__file__).parents[2] / "adapters"
+
+
+@pytest.mark.parametrize("name", ["reader-ft-par-lora", "reader-ft-reg-lora"])
+def test_a_bundled_adapter_is_of_the_recipe_of_its_name(name):
+    record = yaml.safe_load((ADAPTERS / f"{name}.yaml").read_text())
+    run = read_json(ADAPTERS / name / "kinject.json")
+    assert record["recipe"] == run["recipe_fingerprint"] == load_recipe(name).fingerprint()
 
 
 @pytest.mark.parametrize(

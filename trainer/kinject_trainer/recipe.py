@@ -18,6 +18,7 @@ import difflib
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,7 +36,7 @@ ADAPTERS = ("lora", "rslora", "dora", "qlora", "loftq")
 UNTESTED = ("dora", "qlora", "loftq")
 """Methods handed through to PEFT; this project's tests don't run them."""
 
-_NEEDS = {"qlora": ("bitsandbytes",), "loftq": ("scipy",)}
+_NEEDS = {"qlora": ("bitsandbytes",), "loftq": ("bitsandbytes", "scipy")}
 _ONLY_ADAPTERS = ("rank", "alpha", "dropout", "targets", "peft")
 _WITHOUT_EFFECT = {"checkpoint_every", "checkpoints_kept", "micro_batch", "processes", "name"}
 """Keys that may differ between a checkpoint's recipe and the one that resumes it."""
@@ -50,17 +51,29 @@ _OURS_IN_TRAINER = {
     "fp16", "gradient_checkpointing", "activation_checkpointing", "seed", "data_seed", "save_strategy", "save_steps",
     "save_total_limit", "eval_strategy", "logging_strategy", "logging_steps", "remove_unused_columns", "label_names",
     "average_tokens_across_devices", "ignore_data_skip", "load_best_model_at_end", "resume_from_checkpoint",
-    "auto_find_batch_size", "dataloader_drop_last", "push_to_hub", "use_cpu", "logging_nan_inf_filter", "do_train",
+    "auto_find_batch_size", "dataloader_drop_last", "use_cpu", "logging_nan_inf_filter", "do_train",
     "disable_tqdm", "save_only_model", "lr_scheduler_kwargs",
 }  # fmt: skip
+_PUBLISHES_IN_TRAINER = {
+    "push_to_hub", "push_to_hub_model_id", "push_to_hub_organization", "push_to_hub_token", "hub_token", "hub_model_id",
+    "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision",
+}  # fmt: skip
+"""Under ``trainer`` these would publish checkpoints while training, or put a token into what is published later."""
 _OURS_IN_PEFT = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "task_type", "inference_mode",
     "base_model_name_or_path", "revision", "peft_type", "auto_mapping", "peft_version",
 }  # fmt: skip
 
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}")
+"""What a Hub token looks like."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+_HIGHEST_RATE = 10
+_Rate = Annotated[float, Field(gt=0, le=_HIGHEST_RATE)]
 
 
 class Search(_Strict):
@@ -69,10 +82,10 @@ class Search(_Strict):
     Either ``rates``, or ``trials`` of them spaced evenly in the logarithm from ``low`` to ``high``.
     """
 
-    low: float = Field(default=1e-6, gt=0, description="lowest rate")
-    high: float = Field(default=5e-5, gt=0, description="highest rate")
+    low: float = Field(default=1e-6, gt=0, le=_HIGHEST_RATE, description="lowest rate")
+    high: float = Field(default=5e-5, gt=0, le=_HIGHEST_RATE, description="highest rate")
     trials: int = Field(default=5, ge=2, le=100, description="number of rates from low to high")
-    rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), description="the rates themselves")
+    rates: tuple[_Rate, ...] = Field(default=(), description="the rates themselves")
 
     def values(self) -> tuple[float, ...]:
         """The rates in ascending order, each rounded to three digits."""
@@ -124,7 +137,7 @@ class Recipe(_Strict):
     global_batch: int = Field(default=64, ge=1, le=1_000_000, description="blocks an update, over all processes")
     micro_batch: int | None = Field(default=None, ge=1, description="blocks a forward pass; default: up to 8")
     processes: int = Field(default=1, ge=1, le=100_000, description="expected, for --dry-run and the batch's division")
-    learning_rate: Annotated[Annotated[float, Field(gt=0, le=10)] | Search, BeforeValidator(_rate)] = Field(
+    learning_rate: Annotated[_Rate | Search, BeforeValidator(_rate)] = Field(
         default=Search(), description="a rate, or a search by validation loss"
     )
     warm_up: float = Field(default=0.05, ge=0, lt=1, description="share of the updates")
@@ -179,13 +192,23 @@ class Recipe(_Strict):
 
     def fingerprint(self) -> str:
         """Of all keys but those that say how a run is divided and kept, and its name."""
-        return fingerprint({k: v for k, v in self.public().items() if k not in _WITHOUT_EFFECT})
+        made = {**self.public(), **self._settled()}
+        return fingerprint({k: v for k, v in made.items() if k not in _WITHOUT_EFFECT})
+
+    def _settled(self) -> dict[str, Any]:
+        """Keys that can say one thing in several ways, each in one of them: equal recipes have equal names."""
+        return {
+            "variant": "ft-par" if self.wordings else "ft-reg",
+            "paraphrases": self.wordings,
+            "data_seed": None if self.data_seed == self.seed else self.data_seed,
+        }
 
     def effective(self) -> dict[str, Any]:
         """The keys that say how the weights come about, not from what: `_NAMED_BY_CONTENT` has fingerprints instead."""
         # A search is the sum of its trials; a checkpoint belongs to one of them, and names its own rate.
         left_out = {*_WITHOUT_EFFECT, *_NAMED_BY_CONTENT, "learning_rate"}
-        return {**{k: v for k, v in self.plain().items() if k not in left_out}, "learning_rates": list(self.rates)}
+        made = {**self.plain(), **self._settled()}
+        return {**{k: v for k, v in made.items() if k not in left_out}, "learning_rates": list(self.rates)}
 
     def accumulation(self, processes: int) -> tuple[int, int]:
         """(blocks a forward pass, forward passes an update) of each process.
@@ -233,9 +256,11 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     raw, problems = _read(file)
     for item in overrides:
         problems += _override(raw, item)
-    recipe, more = _check({"name": file.stem, **raw})
-    if problems or more or recipe is None:
-        raise ArgumentError([*problems, *more], f"the recipe {file.name}")
+    clean, tokens = _without_tokens({"name": file.stem, **raw})
+    recipe, more = _check(clean)
+    found = [_TOKEN.sub("hf_…", problem) for problem in (*problems, *tokens, *more)]
+    if found or recipe is None:
+        raise ArgumentError(found, f"the recipe {file.name}")
     return recipe
 
 
@@ -265,7 +290,8 @@ def _read(file: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         raw = yaml.load(file.read_bytes().decode("utf-8"), Loader=_UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as problem:
-        raise ArgumentError(f"it can't be read as YAML: {problem}", f"the recipe {file.name}") from problem
+        said = _TOKEN.sub("hf_…", str(problem))
+        raise ArgumentError(f"it can't be read as YAML: {said}", f"the recipe {file.name}") from None
     if not isinstance(raw, dict):
         return {}, [f"it holds {type(raw).__name__}, not `key: value` lines"]
     return {str(k): v for k, v in raw.items()}, []
@@ -287,6 +313,28 @@ def _override(raw: dict[str, Any], item: str) -> list[str]:
         place = place[parent]
     place[last] = value
     return []
+
+
+def _without_tokens(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The recipe with whatever looks like a Hub token blotted out, and a problem for each place of one."""
+    problems: list[str] = []
+
+    def blot(value: Any, place: str) -> Any:
+        if isinstance(value, Mapping):
+            return {
+                blot(k, place or "the recipe"): blot(v, f"{place}.{k}" if place else f"{k}") for k, v in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [blot(v, place) for v in value]
+        if not isinstance(value, str) or not _TOKEN.search(value):
+            return value
+        problems.append(
+            f"{place}: looks like a Hub token, and a recipe is published with its result: remove it, and log in with "
+            f"`hf auth login` or set HF_TOKEN"
+        )
+        return _TOKEN.sub("hf_…", value)
+
+    return blot(raw, ""), problems
 
 
 # Checking -------------------------------------------------------------------------------------------------------------
@@ -400,7 +448,9 @@ def _missing_packages(recipe: Recipe) -> list[str]:
 def _passed_through(key: str, values: Mapping[str, Any], known: frozenset[str], ours: set[str]) -> list[str]:
     problems = []
     for name in values:
-        if name in ours:
+        if name in _PUBLISHES_IN_TRAINER and key == "trainer":
+            problems.append(f"{key}.{name}: a run publishes nothing by itself; remove it, and use `kinject push` after")
+        elif name in ours:
             problems.append(f"{key}.{name}: is set from the recipe's own keys; remove it")
         elif name not in known:
             near = difflib.get_close_matches(name, known - ours, n=1, cutoff=0.6)
