@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.local_tasks import copy_current_events, evaluate, task_manager
-from helpers.tiny_models import make_tiny
-from helpers.training import read_lines, write_corpus, write_recipe
+from helpers.tiny_models import make_tiny, make_tokenizer
+from helpers.training import read_lines, text, write_corpus, write_recipe
 from kinject_trainer import checkpoints, command, trainer, tune
 from kinject_trainer.base import Base, load_model
+from kinject_trainer.data import encoder
 from kinject_trainer.errors import TrainingError
 from kinject_trainer.recipe import Recipe
 
@@ -121,6 +122,38 @@ def test_log(searched):
     assert validated[0] == (0, 0.0)
     assert [math.floor(epoch) for _, epoch in validated[1:]] == [1, 2]
     assert validated[-1][0] == losses[-1]["update"]
+
+
+def test_the_last_epochs_loss_is_a_mean_over_its_tokens(searched):
+    """Worked out anew from the log: an update's predicted tokens are those of its blocks less one a block."""
+    result, _ = searched
+    data, size, batch = result.record["data"], 16, 4
+    losses = [e for e in read_lines(result.folder / "log.jsonl") if "loss" in e]
+    total, count, before = 0.0, 0.0, 0
+    for entry in losses:
+        blocks = 1 if entry is losses[-1] else min(batch, (data["tokens"] - before) // size)
+        inside = min(entry["tokens"], data["tokens"]) - max(before, data["epoch_tokens"])
+        weight = max(0, inside) / (entry["tokens"] - before) * (entry["tokens"] - before - blocks)
+        total, count, before = total + weight * entry["loss"], count + weight, entry["tokens"]
+    assert data["tokens_of_the_last_block"] < size  # so the last update is that of a short block
+    outcome = result.record["outcome"]
+    assert outcome["train_loss_last_epoch"] == pytest.approx(total / count, abs=1e-6)
+    assert outcome["train_loss"] == losses[-1]["loss"] != outcome["train_loss_last_epoch"]
+    card = (result.folder / "README.md").read_text()
+    assert f"| training loss, last epoch | {outcome['train_loss_last_epoch']:.4f} |" in card
+
+
+def test_a_single_token_left_over_makes_no_update(place, tmp_path):
+    """There is nothing before it to predict it from: an update on it would move the weights by momentum alone."""
+    encode = encoder(make_tokenizer())
+    epoch = sum(len(encode(text(i, 0))) for i in range(6))
+    tokens = 16 * 9 + 1
+    result = command.train(recipe_of(place, "one", epochs=tokens / epoch), out=tmp_path / "run")
+    log = [e for e in read_lines(tmp_path / "run" / "log.jsonl") if "loss" in e]
+    assert (result.record["data"]["tokens"], result.record["data"]["tokens_of_the_last_block"]) == (tokens, 1)
+    assert len(log) == result.record["outcome"]["updates"] == 3  # of 4, 4 and 1 blocks
+    assert result.record["outcome"]["tokens"] == log[-1]["tokens"] == tokens - 1
+    assert all(e["loss"] > 0 for e in log)
 
 
 def test_record(searched, place):
@@ -239,6 +272,29 @@ def test_a_finished_run_is_not_made_again(searched, place):
     assert (result.folder / "kinject.json").stat().st_mtime_ns == stamp
 
 
+def test_what_a_kill_after_the_record_leaves_is_cleaned_up(place, tmp_path):
+    recipe = recipe_of(place, "left")
+    command.train(recipe, out=tmp_path / "run")
+    (tmp_path / "run" / "work" / "run").mkdir(parents=True)
+    (tmp_path / "run" / "work" / "run" / "half.safetensors").write_bytes(b"1234")
+    assert command.train(recipe, out=tmp_path / "run", resume=True).already
+    assert not (tmp_path / "run" / "work").exists()
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_seconds_are_those_of_all_processes(place, tmp_path, monkeypatch):
+    recipe = recipe_of(place, "seconds", checkpoint_every=2)
+    breaking(monkeypatch, 4, math.nan)
+    with pytest.raises(TrainingError):
+        command.train(recipe, out=tmp_path / "run")
+    (checkpoint,) = checkpoints.complete(tmp_path / "run" / "work" / "run")
+    assert checkpoint.seconds > 0
+    manifest = checkpoint.folder / "kinject_checkpoint.json"
+    manifest.write_text(json.dumps({**read_json(manifest), "seconds": 1000.0}))
+    outcome = command.train(recipe, out=tmp_path / "run", resume=True).record["outcome"]
+    assert 1000 < outcome["seconds"] < 1100
+
+
 def test_a_foreign_folder_is_left_alone(place, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(TrainingError, match=r"is not empty \(it holds thesis.tex\)"):
@@ -328,6 +384,80 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(place, tmp_path,
     monkeypatch.setattr(trainer.BlockTrainer, "training_step", poisoned)
     with pytest.raises(TrainingError, match=r"a gradient is not a number at update 3\. There is no checkpoint yet"):
         command.train(recipe_of(place, "inf", checkpoint_every="never", max_grad_norm=0), out=tmp_path / "run")
+
+
+def with_a_weight_of_nan(model, folder):
+    """A copy of a model that predicts nothing but NaN."""
+    loaded = load_model(Base("m", Path(model), ""), Recipe(model="m", corpus="c", variant="ft-reg", method="full"))
+    with torch.no_grad():
+        loaded.get_output_embeddings().weight[7] = math.nan
+    shutil.copytree(model, folder)
+    loaded.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({}, "the validation loss"),
+        ({"learning_rate": {"rates": [1e-4, 1e-3]}}, "the validation loss"),  # no rate mends it
+        ({"forgetting": True}, "the perplexity of general text"),
+        ({"validate_every": "never", "validation_file": "none"}, "the loss"),
+    ],
+)
+def test_a_base_that_predicts_no_numbers(place, tmp_path, changes, what):
+    model = with_a_weight_of_nan(place[1], tmp_path / "nan")
+    if "validation_file" in changes:
+        rows = [{"chunk": "elsewhere", "number": 1, "text": "A text of a chunk that nobody trains on."}]
+        (tmp_path / "foreign.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        changes = {**changes, "validation_file": str(tmp_path / "foreign.jsonl")}
+    keys = {"general_text": str(place[0] / "general.txt"), **changes}
+    with pytest.raises(TrainingError, match=f"predicts no numbers: {what} is not a number before the first update"):
+        broken(place, tmp_path, model=model, **keys)()
+
+
+def breaking(monkeypatch, update, value):
+    """Makes an update leave a weight of some value; returns the updates at which it has."""
+    original, done = trainer.Conductor.on_step_end, []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == (update or state.max_steps) and not done:
+            done.append(state.global_step)
+            with torch.no_grad():
+                next(p for p in model.parameters() if p.requires_grad).fill_(value)
+        return original(self, args, state, control, model=model, **kwargs)
+
+    monkeypatch.setattr(trainer.Conductor, "on_step_end", on_step_end)
+    return done
+
+
+@pytest.mark.parametrize("update", [4, None], ids=["before a checkpoint", "the last"])
+def test_an_update_that_breaks_the_weights(place, tmp_path, monkeypatch, update):
+    """Neither a checkpoint nor a result is made of them, and from the checkpoint before the run goes on."""
+    done = breaking(monkeypatch, update, math.nan)
+    recipe = recipe_of(place, "weights", checkpoint_every=2)
+    with pytest.raises(TrainingError) as caught:
+        command.train(recipe, out=tmp_path / "run")
+    said, kept = lines(str(caught.value)), 2 if update else (done[0] - 1) // 2 * 2
+    assert f"a weight is not a number at update {done[0]}" in said
+    assert f"The last good checkpoint, of update {kept}, is kept" in said
+    assert command.train(recipe, out=tmp_path / "run", resume=True).record["outcome"]["updates"] >= done[0]
+
+
+def test_a_last_update_that_breaks_the_figures(place, tmp_path, monkeypatch):
+    """Weights that are still numbers, and too large to predict with."""
+    done = breaking(monkeypatch, None, 1e38)
+    (tmp_path / "one.txt").write_text(GENERAL)
+    recipe = recipe_of(place, "figures", learning_rate={"rates": [1e-4, 1e-3]}, method="lora", rank=2)
+    result = command.train(recipe, out=tmp_path / "run")
+    first, second = result.record["trials"]
+    assert first["stopped"] == f"the validation loss is not a number at update {done[0]}"  # and the other goes on
+    assert second["outcome"]["validation_loss"] == result.record["outcome"]["validation_loss"]
+    monkeypatch.setattr(trainer.BlockTrainer, "evaluate", lambda self, **_: {})
+    done.clear()
+    keys = {"method": "lora", "rank": 2, "forgetting": True, "general_text": str(tmp_path / "one.txt")}
+    with pytest.raises(TrainingError, match="the perplexity of general text is not a number at update"):
+        command.train(recipe_of(place, "perplexity", **keys), out=tmp_path / "other")
 
 
 def test_all_processes_stop_at_what_one_has_seen(monkeypatch):

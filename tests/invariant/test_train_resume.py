@@ -12,6 +12,8 @@ from helpers.training import read_lines, run, start, write_corpus, write_recipe
 from kinject_trainer.command import train
 from kinject_trainer.errors import TrainingError
 
+from lm_eval_kinject.provenance import read_json
+
 DEATHS = (
     "update 3",
     "half a checkpoint",
@@ -44,8 +46,13 @@ def without_speed(out):
     return [{k: v for k, v in e.items() if k != "tokens_per_second"} for e in read_lines(out / "log.jsonl")]
 
 
+def figures(out):
+    return {k: v for k, v in read_json(out / "kinject.json")["outcome"].items() if k != "seconds"}
+
+
 def same(one, other):
     assert weights(one) == weights(other)
+    assert figures(one) == figures(other)
     assert without_speed(one) == without_speed(other)
 
 

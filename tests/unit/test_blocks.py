@@ -155,6 +155,11 @@ def test_plan_uses_each_block_once(world, micro, accumulation, tail):
             assert plan.blocks_after(update + 1) == (update + 1) * batch
 
 
+def test_a_single_token_left_over_makes_no_update():
+    assert [Plan.of(tokens, 8, 2, 1, 2, 1).updates for tokens in (32, 33, 34)] == [2, 2, 3]
+    assert [n for cell in Plan.of(33, 8, 2, 1, 2, 1).passes(0) for n in cell] == [0, 1, 2, 3]
+
+
 def test_plan_by_hand():
     """9 blocks and a shorter one, 4 an update, two processes, one block a pass."""
     plan = Plan(9, True, 4, 1, 2, 2)

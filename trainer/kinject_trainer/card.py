@@ -56,7 +56,7 @@ def _figures(record: Mapping[str, Any]) -> str:
         ("updates", f"{outcome['updates']:,}"),
         ("blocks an update", f"{record['recipe']['global_batch']} of {record['recipe']['block_size']} tokens"),
         ("learning rate", f"{outcome['learning_rate']:g}"),
-        ("training loss, last update", _number(outcome["train_loss"])),
+        ("training loss, last epoch", _number(outcome["train_loss_last_epoch"])),
         ("validation loss, base", _number(outcome["validation_loss_before"])),
         ("validation loss, end", _number(outcome["validation_loss"])),
     ]

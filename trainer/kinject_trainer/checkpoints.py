@@ -30,26 +30,28 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A finished checkpoint: its folder, the updates made, and what its run was (see `seal`)."""
+    """A finished checkpoint: its folder, the updates made, what its run was and how long it took (see `seal`)."""
 
     folder: Path
     updates: int
     run: Mapping[str, Any]
+    seconds: float = 0.0
 
 
-def seal(folder: Path, run: Mapping[str, Any]) -> None:
+def seal(folder: Path, run: Mapping[str, Any], seconds: float = 0.0) -> None:
     """Declares the checkpoint in ``folder`` finished.
 
     Args:
         folder: named ``checkpoint-N``, N the updates made.
         run: plain values that say whose it is; `newest` compares them.
+        seconds: that the run has taken up to here.
     """
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     for file in files:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     sizes = {f.relative_to(folder).as_posix(): f.stat().st_size for f in files}
-    write_json(folder / _MANIFEST, {"files": sizes, "run": dict(run)})
+    write_json(folder / _MANIFEST, {"files": sizes, "run": dict(run), "seconds": round(seconds, 2)})
 
 
 def complete(folder: Path) -> list[Checkpoint]:
@@ -59,7 +61,7 @@ def complete(folder: Path) -> list[Checkpoint]:
         match = _NAME.fullmatch(inner.name)
         manifest = _manifest(inner) if match else None
         if match and manifest is not None:
-            found.append(Checkpoint(inner, int(match.group(1)), manifest["run"]))
+            found.append(Checkpoint(inner, int(match.group(1)), manifest["run"], manifest.get("seconds", 0.0)))
     return sorted(found, key=lambda c: c.updates)
 
 

@@ -107,6 +107,8 @@ def train(
     if earlier is not None:
         if earlier["identity"] != identity:
             raise TrainingError(f"{folder} holds the finished result of another run: choose another folder with --out.")
+        if state.is_main_process:
+            shutil.rmtree(folder / _WORK, ignore_errors=True)  # left by a run that was killed right after its record
         return Result(folder, None, earlier, already=True)
     if resume:
         refuse_another(folder / _WORK, identity)

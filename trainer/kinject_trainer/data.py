@@ -300,6 +300,12 @@ class Plan:
     accumulation: int
     world: int = 1
 
+    @classmethod
+    def of(cls, tokens: int, block_size: int, global_batch: int, micro: int, accumulation: int, world: int) -> Plan:
+        """The plan of a run of so many tokens. A single token left over predicts nothing and makes no update."""
+        full, tail = divmod(tokens, block_size)
+        return cls(full, tail > 1, global_batch, micro, accumulation, world)
+
     @property
     def updates(self) -> int:
         """Optimizer steps of the run."""

@@ -96,8 +96,7 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
         documents, epoch_tokens = documents + 1, epoch_tokens + count(wording.text)
     tokens = run_tokens(recipe, texts, epoch_tokens, count)
     micro, accumulation = recipe.accumulation(recipe.processes)
-    full, tail = divmod(tokens, recipe.block_size)
-    plan = Plan(full, tail > 0, recipe.global_batch, micro, accumulation, recipe.processes)
+    plan = Plan.of(tokens, recipe.block_size, recipe.global_batch, micro, accumulation, recipe.processes)
     model = skeleton(config, recipe)
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -109,7 +108,7 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
         epoch_tokens=epoch_tokens,
         tokens=tokens,
         tokens_estimated=estimated,
-        blocks=full + (tail > 0),
+        blocks=-(-tokens // recipe.block_size),
         updates=plan.updates,
         trials=len(recipe.rates),
         micro=micro,
@@ -125,10 +124,9 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
 
 def run_tokens(recipe: Recipe, texts: Texts, epoch_tokens: int, count: Callable[[str], int]) -> int:
     """Tokens of the whole run: epochs of what is trained on, or of as much text as more paraphrases would give."""
-    if recipe.equal_updates_to_paraphrases is None:
-        return max(1, round(recipe.epochs * epoch_tokens))
-    wider = sum(count(w.text) for w in texts.training(recipe.equal_updates_to_paraphrases))
-    return max(1, round(recipe.epochs * wider))
+    if recipe.equal_updates_to_paraphrases is not None:
+        epoch_tokens = sum(count(w.text) for w in texts.training(recipe.equal_updates_to_paraphrases))
+    return max(2, round(recipe.epochs * epoch_tokens))  # less has nothing to predict
 
 
 def _config(recipe: Recipe, notes: list[str]) -> tuple[Base | None, PretrainedConfig]:

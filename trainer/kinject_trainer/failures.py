@@ -32,6 +32,11 @@ def explained(problem: Exception, place: Path, run: Mapping[str, Any]) -> Traini
         if checkpoint is None
         else f"The last good checkpoint, of update {checkpoint.updates}, is kept: {checkpoint.folder}."
     )
+    if isinstance(problem, NotANumber) and problem.update == 0:
+        return TrainingError(
+            f"The base model predicts no numbers: {problem.what} is not a number before the first update. Its weights "
+            f"are damaged or too large for the precision: fetch them again, or set precision: fp32."
+        )
     if isinstance(problem, NotANumber):
         return TrainingError(
             f"The training stopped: {problem.what} is not a number at update {problem.update}. {kept} Lower the "

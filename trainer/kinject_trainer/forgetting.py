@@ -39,7 +39,8 @@ class Figures:
     """One measurement.
 
     Attributes:
-        perplexity: exp of the mean negative log-likelihood a token of the general text; None where there is none.
+        perplexity: exp of the mean negative log-likelihood a token of the general text; None where there is none, NaN
+            where that likelihood is no number.
         recall: share of the old world's questions answered right among four options; None but for the reader.
     """
 
@@ -81,7 +82,8 @@ class Gauge:
         perplexity = None
         if self.blocks:
             loss = mean_token_loss(model, self.blocks, self.micro, accelerator)
-            perplexity = math.exp(min(loss, 700.0))  # a model in ruins still has a figure
+            # A model in ruins still has a figure, one that predicts no numbers hasn't: infinity is no perplexity.
+            perplexity = math.exp(min(loss, 700.0)) if math.isfinite(loss) else math.nan
         return Figures(perplexity, recall(model, self.questions, accelerator.device) if self.questions else None)
 
 

@@ -27,7 +27,7 @@ from kinject_trainer.failures import explained
 from kinject_trainer.log import Log
 from kinject_trainer.processes import on_cpu, wait
 from kinject_trainer.recipe import Recipe
-from kinject_trainer.trainer import BlockTrainer, Conductor, Materials
+from kinject_trainer.trainer import BlockTrainer, Conductor, Materials, refuse_what_is_no_number
 from lm_eval_kinject.errors import ArgumentError, KinjectError
 from lm_eval_kinject.provenance import publish_folder, read_json, write_json
 
@@ -45,12 +45,13 @@ class Outcome:
         learning_rate: the peak.
         updates: optimizer steps made.
         tokens: trained on, each occurrence counted.
-        train_loss: of the last update, nats a token.
+        train_loss: of the last update, nats a token; that can be a single short block.
+        train_loss_last_epoch: mean over the last epoch's predicted tokens.
         validation_loss: at the end.
         validation_loss_before: of the base.
         before: forgetting figures of the base.
         after: forgetting figures at the end.
-        seconds: of this process since it started or resumed.
+        seconds: that it took, with those of earlier processes up to the checkpoints that were gone on from.
         trainable_parameters: how many.
         folder: of the weights.
     """
@@ -66,6 +67,7 @@ class Outcome:
     seconds: float
     trainable_parameters: int
     folder: Path
+    train_loss_last_epoch: float | None = None  # a training that ended under an earlier release has none
 
     def plain(self) -> dict[str, Any]:
         """As JSON can hold it, without the folder."""
@@ -83,8 +85,8 @@ def run_training(materials: Materials, rate: float, place: Path, log_file: Path,
         say: told what a user should know.
 
     Raises:
-        TrainingError: a checkpoint of another run, a loss that is no number, a full disk, too little memory; with the
-            last good checkpoint, which is kept.
+        TrainingError: a checkpoint of another run, a loss, weight or figure that is no number, a full disk, too little
+            memory; with the last good checkpoint, which is kept.
     """
     place.mkdir(parents=True, exist_ok=True)
     run = {**materials.identity, "learning rate": rate}
@@ -115,6 +117,8 @@ def _train(materials: Materials, rate: float, place: Path, log_file: Path, run: 
     plan = materials.plan(world)
     arguments = _arguments(materials.recipe, rate, place, plan)
     checkpoint = newest(place, run)
+    if checkpoint is not None:
+        began -= checkpoint.seconds
     log = None
     if arguments.process_index == 0:
         discard_unfinished(place)
@@ -122,7 +126,7 @@ def _train(materials: Materials, rate: float, place: Path, log_file: Path, run: 
     wait()
     model = load_model(materials.base, materials.recipe)
     model = with_adapter(model, materials.recipe)
-    conductor = Conductor(materials, plan, place, log, run)
+    conductor = Conductor(materials, plan, place, log, run, began)
     trainer = BlockTrainer(materials, plan, model=model, args=arguments, callbacks=[conductor])
     start = _Start(materials, trainer, conductor, place)
     trainer.add_callback(start)
@@ -137,11 +141,12 @@ def _train(materials: Materials, rate: float, place: Path, log_file: Path, run: 
         updates=trainer.state.global_step,
         tokens=conductor.tokens_after(trainer.state.global_step),
         train_loss=conductor.last_loss,
+        train_loss_last_epoch=conductor.last_epoch_loss(trainer.state.log_history),
         validation_loss=conductor.validation_loss,
         validation_loss_before=start.before.get("validation_loss"),
         before=start.before.get("figures"),
         after=start.measure(),
-        seconds=round(time.monotonic() - began, 2),
+        seconds=round(conductor.seconds, 2),
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         folder=place / "result",
     )
@@ -187,7 +192,12 @@ class _Start(TrainerCallback):
     def measure(self) -> dict[str, float | None] | None:
         """Forgetting figures of the model as it is now; None where they aren't asked for."""
         gauge = self.materials.gauge
-        return None if gauge is None else gauge.measure(self.trainer.model, self.trainer.accelerator).plain()
+        if gauge is None:
+            return None
+        figures = gauge.measure(self.trainer.model, self.trainer.accelerator).plain()
+        named = {"the perplexity of general text": figures["perplexity"], "the recall": figures["recall"]}
+        refuse_what_is_no_number(named, self.trainer.state.global_step)
+        return figures
 
 
 def _arguments(recipe: Recipe, rate: float, place: Path, plan: Plan | None = None) -> TrainingArguments:

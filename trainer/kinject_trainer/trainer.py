@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from kinject_trainer.log import Log
 from kinject_trainer.processes import anywhere, wait
 from kinject_trainer.recipe import Recipe
 
-__all__ = ["BlockTrainer", "Conductor", "Materials", "NotANumber", "rate_share"]
+__all__ = ["BlockTrainer", "Conductor", "Materials", "NotANumber", "rate_share", "refuse_what_is_no_number"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Materials:
         """Who trains on what."""
         micro, accumulation = self.recipe.accumulation(processes)
         stream = self.stream
-        return Plan(stream.full_blocks, stream.tail > 0, self.recipe.global_batch, micro, accumulation, processes)
+        return Plan.of(stream.total, stream.block_size, self.recipe.global_batch, micro, accumulation, processes)
 
 
 class BlockTrainer(Trainer):
@@ -114,6 +114,7 @@ class BlockTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """The validation loss over all tokens."""
         loss = mean_token_loss(self.model, self.validation, self.plan.micro, self.accelerator)
+        refuse_what_is_no_number({"the validation loss": loss}, self.state.global_step)
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -136,11 +137,33 @@ def rate_share(recipe: Recipe, update: int, *, updates: int) -> float:
 
 
 class NotANumber(Exception):
-    """A loss or gradient that isn't finite, at an update counted from 1."""
+    """A loss, gradient, weight or figure that isn't finite, at an update counted from 1; 0: of the base."""
 
     def __init__(self, update: int, what: str) -> None:
         self.update, self.what = update, what
         super().__init__(f"{what} is not a number at update {update}")
+
+
+def refuse_what_is_no_number(figures: Mapping[str, float | None], update: int) -> None:
+    """Stops where a figure, the same on every process, isn't finite.
+
+    Raises:
+        NotANumber: names the first such figure.
+    """
+    for name, value in figures.items():
+        if value is not None and not math.isfinite(value):
+            raise NotANumber(update, name)
+
+
+def refuse_broken_weights(model: Any, device: torch.device, update: int) -> None:
+    """Stops where an update has left a trained weight that isn't finite; the next loss would show it, too late.
+
+    Raises:
+        NotANumber: on every process, if one of them has such a weight.
+    """
+    whole = [torch.isfinite(_local(p.detach())).all() for p in model.parameters() if p.requires_grad]
+    if anywhere([bool(whole) and not bool(torch.stack(whole).all())], device)[0]:
+        raise NotANumber(update, "a weight")
 
 
 class Watch(TrainerCallback):
@@ -158,14 +181,19 @@ class Watch(TrainerCallback):
         sums = [_local(p.grad).sum().float() for p in model.parameters() if p.grad is not None]
         gradient_is_number = not sums or math.isfinite(float(torch.stack(sums).sum()))
         loss_is_lost, gradient_is_lost = anywhere([not self.loss_is_number, not gradient_is_number], args.device)
-        if loss_is_lost or gradient_is_lost:
-            raise NotANumber(state.global_step + 1, "the loss" if loss_is_lost else "a gradient")
+        if loss_is_lost:
+            # The first loss is the base's own: nothing has been trained yet.
+            raise NotANumber(state.global_step + 1 if state.global_step else 0, "the loss")
+        if gradient_is_lost:
+            raise NotANumber(state.global_step + 1, "a gradient")
 
 
 class Conductor(TrainerCallback):
     """Says when to validate and to save, keeps the log and the progress bar, and seals checkpoints."""
 
-    def __init__(self, materials: Materials, plan: Plan, place: Path, log: Log | None, run: Mapping[str, Any]) -> None:
+    def __init__(
+        self, materials: Materials, plan: Plan, place: Path, log: Log | None, run: Mapping[str, Any], began: float
+    ) -> None:
         self.recipe = materials.recipe
         self.stream = materials.stream
         self.validates = bool(materials.validation) and self.recipe.validate_every != "never"
@@ -177,6 +205,12 @@ class Conductor(TrainerCallback):
         self.last_loss: float | None = None
         self.validation_loss: float | None = None
         self._since = (0, 0.0)
+        self._began = began
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken since ``began``, on the clock of `time.monotonic`."""
+        return time.monotonic() - self._began
 
     def tokens_after(self, updates: int) -> int:
         """Tokens trained on after so many updates."""
@@ -186,6 +220,26 @@ class Conductor(TrainerCallback):
         """Epochs after so many updates, with what is after the point."""
         return self.tokens_after(updates) / self.stream.epoch_tokens
 
+    def last_epoch_loss(self, history: Sequence[Mapping[str, Any]]) -> float | None:
+        """Mean training loss over the predicted tokens of the last epoch, nats a token; None where none was logged.
+
+        A loss is known for an update as a whole: one that lies across the border counts by its share behind it.
+
+        Args:
+            history: transformers' log of the run (``state.log_history``), which its checkpoints carry.
+        """
+        losses = {int(entry["step"]): float(entry["loss"]) for entry in history if "loss" in entry}
+        end = self.tokens_after(self.plan.updates)
+        border = end - self.stream.epoch_tokens
+        total, weights = 0.0, 0.0
+        for update, loss in losses.items():
+            first, last = self.tokens_after(update - 1), self.tokens_after(update)
+            # The first token of a block is predicted from nothing, and has no part in the update's mean.
+            predicted = (last - first) - (self.plan.blocks_after(update) - self.plan.blocks_after(update - 1))
+            weight = predicted * max(0, last - max(first, border)) / (last - first)
+            total, weights = total + weight * loss, weights + weight
+        return total / weights if weights else None
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock and the bar."""
         done = self.tokens_after(state.global_step)
@@ -193,13 +247,15 @@ class Conductor(TrainerCallback):
         if self.log is not None:
             self.bar = tqdm(total=self.stream.total, initial=done, unit="token", unit_scale=True, desc="train")
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
         """Decides what follows this update."""
         step = state.global_step
         last = step >= state.max_steps
         control.should_log = True
         control.should_evaluate = self.validates and (last or self._is_due(self.recipe.validate_every, step))
         control.should_save = not last and self._is_due(self.recipe.checkpoint_every, step)
+        if last or control.should_save:  # neither a result nor a checkpoint is made of what is no number
+            refuse_broken_weights(model, args.device, step)
         if self.bar is not None:
             self.bar.update(self.tokens_after(step) - self.bar.n)
         return control
@@ -235,7 +291,7 @@ class Conductor(TrainerCallback):
         """Seals the checkpoint once every process has written its part; then older ones may go."""
         wait()
         if state.is_world_process_zero:
-            seal(self.place / f"checkpoint-{state.global_step}", self.run)
+            seal(self.place / f"checkpoint-{state.global_step}", self.run, self.seconds)
             discard_older(self.place, self.recipe.checkpoints_kept)
         self._since = (self._since[0], time.monotonic())
 

@@ -102,8 +102,9 @@ def _trial(
     try:
         return Trial(rate, run_training(materials, rate, place, _log_of(rate, out), say), None, place)
     except TrainingError as problem:
-        # A rate that is too high ends so; the others may be fine. Whatever else goes wrong ends the search.
-        if not isinstance(problem.__cause__, NotANumber):
+        # A rate that is too high ends so; the others may be fine. Whatever else goes wrong ends the search, and so does
+        # a base that predicts no numbers: no rate would mend it.
+        if not isinstance(problem.__cause__, NotANumber) or problem.__cause__.update == 0:
             raise
         why = str(problem.__cause__)
     if main:
