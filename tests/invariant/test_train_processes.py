@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from helpers.tiny_models import make_tiny
 from helpers.training import free_port, read_lines, run, start, write_corpus, write_recipe
+from kinject_trainer.__main__ import main
 from kinject_trainer.command import train
+from kinject_trainer.recipe import recipes_dir
 from safetensors.torch import load_file
 
 
@@ -38,6 +48,50 @@ def test_two_gloo_processes_equal_one(place, tmp_path, epochs):
     close(tmp_path / "one", tmp_path / "two", 1e-4)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-5
+
+
+def test_torchrun_equals_one_process(place, tmp_path):
+    """The module that launchers start, under torch's own launcher."""
+    folder, model, corpus = place
+    recipe = write_recipe(folder / "launched.yaml", model, corpus, epochs=1, micro_batch=1)
+    assert run(recipe, tmp_path / "one") == 0
+    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "kinject_trainer", str(recipe), "--out", str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [str(tmp_path / "two")]  # one of the two speaks
+    close(tmp_path / "one", tmp_path / "two", 1e-4)
+
+
+def test_the_fsdp_configuration_is_one_that_accelerate_takes(monkeypatch):
+    """Read by its own class, which refuses unknown keys, and turned into the plugin that a run under it gets."""
+    found = load_config_from_file(str(recipes_dir() / "fsdp.yaml"))
+    assert isinstance(found, ClusterConfig)
+    assert (found.distributed_type, found.num_processes, found.mixed_precision) == (DistributedType.FSDP, 4, "bf16")
+    for key, value in found.fsdp_config.items():  # as `accelerate launch` hands them on
+        monkeypatch.setenv(key.upper(), str(value))
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
+    assert plugin.state_dict_type.name == "FULL_STATE_DICT"
+    assert type(plugin.cpu_offload).__name__ == "OffloadPolicy"  # the one that offloads nothing
+    # Each key is one that `accelerate launch` knows an argument for: it passes over others without a word.
+    known = vars(launch_command_parser().parse_args(["script"]))
+    assert set(found.fsdp_config) <= set(known)
+
+
+def test_launchers_find_the_bundled_recipes(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["kinject_trainer", "--recipes"])
+    assert main() == 0
+    assert (Path(capsys.readouterr().out.strip()) / "fsdp.yaml").is_file()
+    monkeypatch.setattr(sys, "argv", ["kinject_trainer"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "name a recipe" in capsys.readouterr().err
 
 
 def test_a_batch_that_two_processes_cannot_share_is_refused_before_training(place, tmp_path):
