@@ -16,9 +16,10 @@ from helpers.tiny_models import make_tiny, make_tokenizer
 from helpers.training import read_lines, text, write_corpus, write_recipe
 from kinject_trainer import checkpoints, command, trainer, tune
 from kinject_trainer.base import Base, load_model
+from kinject_trainer.card import write_card
 from kinject_trainer.data import encoder
 from kinject_trainer.errors import TrainingError
-from kinject_trainer.recipe import Recipe
+from kinject_trainer.recipe import Recipe, untested
 
 import lm_eval_kinject.models.rag_hf  # noqa: F401
 from lm_eval_kinject import cli
@@ -198,6 +199,15 @@ def test_card(searched):
         assert f"{figure:.4f}" in card
     assert "| 10 | the loss is not a number at update 2 |" in card
     assert "2 paraphrases" in card
+
+
+def test_the_card_of_a_loftq_adapter_says_whose_it_is(searched):
+    record = searched[0].record
+    assert "doesn't belong to the base" not in write_card(record)
+    other = {**record, "recipe": {**record["recipe"], "method": "loftq"}}
+    assert "**This adapter doesn't belong to the base as published.**" in write_card(other)
+    recipe = Recipe(model="m", corpus="c", variant="ft-reg", method="loftq")
+    assert "base weights rounded to 4 bits" in untested(recipe)
 
 
 def test_plain_peft_and_lm_eval_load_it(searched, place, tmp_path, monkeypatch):

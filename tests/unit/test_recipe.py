@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kinject_trainer.recipe import Recipe, Search, load_recipe, recipes_dir
+from kinject_trainer.recipe import Recipe, Search, load_recipe, recipes_dir, to_run_again
 
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.provenance import read_json
@@ -201,6 +201,18 @@ def test_equal_recipes_have_equal_fingerprints():
     par = Recipe(**LEAST)
     assert par.model_copy(update={"paraphrases": 10}).fingerprint() == par.fingerprint() != reg.fingerprint()
     assert par.model_copy(update={"data_seed": 1}).fingerprint() != par.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": "full"}, {"learning_rate": {"rates": [1e-4, 1e-3]}}, {"learning_rate": {"trials": 2}}, {}],
+    ids=["full", "rates", "range", "defaults"],
+)
+def test_a_published_recipe_can_be_run_again(tmp_path, changes):
+    recipe = load_recipe(write(tmp_path, **LEAST, **changes))
+    again = tmp_path / "recipe.yaml"
+    again.write_text(yaml.safe_dump(to_run_again(recipe.public()), sort_keys=False))
+    assert load_recipe(again) == recipe
 
 
 ADAPTERS = Path(__file__).parents[2] / "adapters"

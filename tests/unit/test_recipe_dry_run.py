@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.tiny_models import make_tiny, make_tokenizer
 from helpers.training import text, write_corpus, write_recipe
 from huggingface_hub.errors import RevisionNotFoundError
@@ -68,6 +70,46 @@ def test_the_papers_recipes(name, parameters):
     assert found.tokens_estimated
     assert "the tokenizer is not on this disk" in said
     assert "4 A100" in said
+
+
+def test_memory_says_how_it_is_shared():
+    found = train("paper/mistral-7b", dry_run=True).estimate
+    alone = train("paper/mistral-7b", dry_run=True, overrides=["processes=1"]).estimate
+    assert alone.gigabytes_from == "one process holds all"
+    assert f"sharded over 4 processes, as fsdp.yaml does; where each holds all, {alone.gigabytes:.1f} GB" in (
+        found.gigabytes_from
+    )
+    assert alone.gigabytes - found.gigabytes == pytest.approx(16 * found.parameters * 3 / 4 / 1e9)
+    assert found.gigabytes_from in "\n".join(found.lines())
+    adapter = ["method=lora", "processes=4"]
+    assert train("reader-ft-par-lora", dry_run=True, overrides=adapter).estimate.gigabytes_from == (
+        "each process holds all weights"
+    )
+
+
+def test_time_counts_every_gpu_and_one_processor_once(place, monkeypatch):
+    asked = []
+    monkeypatch.setattr(estimate, "_measured_flops", lambda device, dtype: asked.append((device, dtype)) or 1e9)
+    one, two = dry(place), dry(place, processes=2)
+    assert two.seconds == one.seconds
+    assert "shared by 2 processes" in two.seconds_from
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert dry(place, processes=2).seconds == one.seconds / 2
+    large = train("paper/mistral-7b", dry_run=True).estimate
+    assert large.seconds_from == "4 GPUs like a GPU at 40% of its matrix products in bf16"
+    assert asked == [("cpu", torch.float32)] * 2 + [("cuda", torch.float32), ("cuda", torch.bfloat16)]
+
+
+def test_a_tokenizer_that_lacks_a_mark_is_told_of(place, tmp_path):
+    other = tmp_path / "no-bos"
+    shutil.copytree(place[1], other)
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(other)
+    said = "\n".join(dry((tmp_path, str(other), place[2])).lines())
+    assert "note         the tokenizer has no BOS token: EOS alone marks where a chunk ends" in said
+    assert not any("BOS" in note for note in dry(place).notes)
 
 
 def test_weights_at_the_hub_are_not_fetched(place, monkeypatch):

@@ -11,7 +11,16 @@ from typing import Any
 
 import yaml
 
+from kinject_trainer.recipe import to_run_again
+
 __all__ = ["write_card"]
+
+_LOFTQ = """
+**This adapter doesn't belong to the base as published.** LoftQ replaced the base's weights by weights rounded to 4 bits
+before the training, and the adapter makes up for the difference; on other weights it gives other answers. PEFT rounds
+them anew when it loads the adapter (`init_lora_weights` in `adapter_config.json`), for which it needs bitsandbytes,
+scipy and a GPU; this project's tests don't run that.
+"""
 
 
 def write_card(record: Mapping[str, Any]) -> str:
@@ -105,6 +114,7 @@ def _use(record: Mapping[str, Any], adapter: bool) -> str:
             f"lm_eval --model rag-hf --model_args {pretrained}peft=RUN,k=0 --tasks current_events_cloze\n```\n\n"
             "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
             f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{loads}"), "RUN")\n```\n'
+            + (_LOFTQ if record["recipe"]["method"] == "loftq" else "")
         )
     return (
         "## Use\n\nRUN is this folder.\n\n```\n"
@@ -115,7 +125,7 @@ def _use(record: Mapping[str, Any], adapter: bool) -> str:
 
 
 def _reproduce(record: Mapping[str, Any]) -> str:
-    recipe = yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(to_run_again(record["recipe"]), sort_keys=False, allow_unicode=True)
     packages = record["environment"]["packages"]
     versions = ", ".join(f"{n} {packages[n]}" for n in ("torch", "transformers", "peft", "accelerate") if packages[n])
     said = f"Made with {versions}. `kinject.json` has fingerprints and every figure."

@@ -30,7 +30,7 @@ from kinject_trainer.failures import told_of_a_full_disk
 from kinject_trainer.forgetting import general_text_fingerprint, make_gauge
 from kinject_trainer.plot import draw
 from kinject_trainer.processes import on_cpu
-from kinject_trainer.recipe import UNTESTED, Recipe, load_recipe
+from kinject_trainer.recipe import UNTESTED, Recipe, load_recipe, to_run_again, untested
 from kinject_trainer.train import Outcome
 from kinject_trainer.trainer import Materials
 from kinject_trainer.tune import Trial, search
@@ -164,7 +164,7 @@ def _prepare(
     for note in [*texts.notes, *([marks.note] if marks.note else [])]:
         tell(note)
     if recipe.method in UNTESTED:
-        tell(f"method {recipe.method} is passed through to PEFT; this project's tests don't run it")
+        tell(untested(recipe))
     work.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
         claim(work, identity)
@@ -246,7 +246,7 @@ def _publish(
     record = _record(materials, texts, outcome, trials, drawn)
     record["weights"] = fingerprint([[f.name, fingerprint_file(f)] for f in sorted(folder.glob("*.safetensors"))])
     with atomic_write(folder / "recipe.yaml", "w") as handle:
-        yaml.safe_dump(recipe.public(), handle, sort_keys=False, allow_unicode=True)
+        yaml.safe_dump(to_run_again(recipe.public()), handle, sort_keys=False, allow_unicode=True)
     with atomic_write(folder / "README.md", "w") as handle:
         handle.write(write_card(record))
     write_json(folder / RECORD, record)

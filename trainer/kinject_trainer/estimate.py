@@ -19,9 +19,9 @@ from huggingface_hub.errors import RevisionNotFoundError
 from transformers import AutoConfig, PretrainedConfig
 
 from kinject_trainer.base import READER, Base, find_base, is_hub_id, known_config, load_tokenizer, skeleton
-from kinject_trainer.data import Plan, encoder
+from kinject_trainer.data import Demarcation, Plan, encoder
 from kinject_trainer.documents import Texts
-from kinject_trainer.recipe import ADAPTERS, UNTESTED, Recipe
+from kinject_trainer.recipe import ADAPTERS, UNTESTED, Recipe, untested
 from lm_eval_kinject.errors import ModelError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 
@@ -31,6 +31,8 @@ _CHARACTERS_A_TOKEN = 3.6  # English news under a vocabulary of 32,000; names co
 _WITHOUT_WEIGHTS = ("*.json", "*.txt", "tokenizer*", "*.model")
 _GPU_FLOPS = 312e12  # an A100's bf16 peak
 _UTILISATION = 0.4
+_LARGE = 1_000_000_000  # parameters; nobody trains more of them on a processor
+_PRODUCT = {"cpu": 512, "cuda": 4096}  # a GPU isn't filled by less
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Estimate:
     seconds: float
     seconds_from: str
     gigabytes: float
+    gigabytes_from: str
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -71,7 +74,7 @@ class Estimate:
             f"batch        {self.micro} blocks a forward pass, {self.accumulation} passes an update and process",
             f"parameters   {self.trainable:,} trainable of {self.parameters:,} ({share:.2f}%)",
             f"time         roughly {_duration(self.seconds * self.trials)} (estimated: {self.seconds_from})",
-            f"memory       roughly {self.gigabytes:.1f} GB a process (estimated)",
+            f"memory       roughly {self.gigabytes:.1f} GB a process (estimated: {self.gigabytes_from})",
             *(f"note         {note}" for note in self.notes),
         ]
 
@@ -90,7 +93,8 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
     """
     notes = list(texts.notes)
     base, config = _config(recipe, notes)
-    count, estimated = _counter(base)
+    count, estimated, marks = _counter(base)
+    notes += [marks] if marks else []
     documents, epoch_tokens = 0, 0
     for wording in texts.training():
         documents, epoch_tokens = documents + 1, epoch_tokens + count(wording.text)
@@ -101,8 +105,9 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     seconds, reason = _seconds(recipe, parameters, trainable, tokens)
+    memory, sharing = _bytes(recipe, config, parameters, trainable, micro)
     if recipe.method in UNTESTED:
-        notes.append(f"method {recipe.method} is passed through to PEFT; this project's tests don't run it")
+        notes.append(untested(recipe))
     return Estimate(
         documents=documents,
         epoch_tokens=epoch_tokens,
@@ -117,7 +122,8 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
         trainable=trainable,
         seconds=seconds,
         seconds_from=reason,
-        gigabytes=_bytes(recipe, config, parameters, trainable, micro) / 1e9,
+        gigabytes=memory / 1e9,
+        gigabytes_from=sharing,
         notes=tuple(notes),
     )
 
@@ -151,50 +157,68 @@ def _shape_at_hub(recipe: Recipe) -> Base:
     return Base(recipe.model, found.path, found.commit)
 
 
-def _counter(base: Base | None) -> tuple[Callable[[str], int], bool]:
-    """Text → tokens with its marks, and whether that is an estimate."""
+def _counter(base: Base | None) -> tuple[Callable[[str], int], bool, str]:
+    """Text → tokens with its marks, whether that is an estimate, and what is to be said of the marks."""
     if base is None:
-        return (lambda text: round(len(text) / _CHARACTERS_A_TOKEN) + 2), True
-    encode = encoder(load_tokenizer(base))
-    return (lambda text: len(encode(text))), False
+        return (lambda text: round(len(text) / _CHARACTERS_A_TOKEN) + 2), True, ""
+    tokenizer = load_tokenizer(base)
+    encode = encoder(tokenizer)
+    return (lambda text: len(encode(text))), False, Demarcation.of(tokenizer).note
 
 
 def _seconds(recipe: Recipe, parameters: int, trainable: int, tokens: int) -> tuple[float, str]:
     """Two multiply-adds a parameter and token forward, as many for the inputs' gradients, and for trained weights'."""
     passes = 4 + 2 * trainable / max(parameters, 1) + (2 if recipe.gradient_checkpointing else 0)
     work = passes * parameters * tokens
-    if recipe.model == READER or not _is_large(parameters):
-        flops = _measured_flops(torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
-        return work / (flops * _UTILISATION), f"this machine's matrix products at {_UTILISATION:.0%}"
-    gpus = recipe.processes
-    return work / (gpus * _GPU_FLOPS * _UTILISATION), f"{gpus} A100 in bf16 at {_UTILISATION:.0%} of their peak"
+    several = recipe.processes
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    if torch.cuda.is_available():
+        flops = several * _measured_flops("cuda", dtype)
+        gpus = f"{several} GPU{'s' if several > 1 else ''} like {torch.cuda.get_device_name()}"
+        return work / (
+            flops * _UTILISATION
+        ), f"{gpus} at {_UTILISATION:.0%} of its matrix products in {recipe.precision}"
+    if parameters > _LARGE and recipe.model != READER:
+        return work / (
+            several * _GPU_FLOPS * _UTILISATION
+        ), f"{several} A100 in bf16 at {_UTILISATION:.0%} of their peak"
+    # Processes without accelerators share the processor, and are together no faster than one.
+    shared = f", shared by {several} processes" if several > 1 else ""
+    flops = _measured_flops("cpu", dtype)
+    return work / (flops * _UTILISATION), f"this machine's matrix products at {_UTILISATION:.0%}{shared}"
 
 
-def _is_large(parameters: int) -> bool:
-    return parameters > 1_000_000_000 and not torch.cuda.is_available()
-
-
-def _measured_flops(dtype: torch.dtype, size: int = 512, seconds: float = 0.3) -> float:
-    """Floating-point operations a second of a matrix product here."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def _measured_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Floating-point operations a second of a matrix product on one device here."""
+    size = _PRODUCT[device]
     a = torch.randn(size, size, device=device, dtype=dtype)
+    float((a @ a).sum())  # the first one chooses a kernel
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
-        a = a @ a * (1 / size)
+        product = a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()  # or the loop would only queue them
         done += 1
-    float(a.sum())  # waits for a device that runs behind
+    del product
     return 2 * size**3 * done / (time.perf_counter() - began)
 
 
-def _bytes(recipe: Recipe, config: Any, parameters: int, trainable: int, micro: int) -> float:
-    """Weights, gradients and Adam's two moments, activations and logits; sharding divides the first."""
+def _bytes(recipe: Recipe, config: Any, parameters: int, trainable: int, micro: int) -> tuple[float, str]:
+    """Weights, gradients and Adam's two moments, activations and logits; and what is assumed of how they are shared."""
     frozen_width = {"qlora": 0.6}.get(recipe.method, 2 if recipe.precision == "bf16" else 4)
     weights = trainable * 16 + (parameters - trainable) * (frozen_width if recipe.method in ADAPTERS else 4)
-    if recipe.processes > 1 and recipe.method == "full":
-        weights /= recipe.processes
     width = 2 if recipe.precision == "bf16" else 4
     tokens = micro * recipe.block_size
     hidden, layers = config.hidden_size, config.num_hidden_layers
     a_layer = 2 if recipe.gradient_checkpointing else 17
     activations = tokens * hidden * layers * a_layer * width
-    return float(weights + activations + tokens * config.vocab_size * 12)
+    passing = float(activations + tokens * config.vocab_size * 12)
+    if recipe.processes == 1:
+        return weights + passing, "one process holds all"
+    if recipe.method != "full":
+        return weights + passing, "each process holds all weights"
+    shared = (
+        f"weights, gradients and moments are sharded over {recipe.processes} processes, as fsdp.yaml does; where each "
+        f"holds all, {(weights + passing) / 1e9:.1f} GB"
+    )
+    return weights / recipe.processes + passing, shared

@@ -29,7 +29,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, V
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.provenance import fingerprint
 
-__all__ = ["ADAPTERS", "UNTESTED", "Recipe", "Search", "load_recipe", "recipes_dir"]
+__all__ = ["ADAPTERS", "UNTESTED", "Recipe", "Search", "load_recipe", "recipes_dir", "to_run_again", "untested"]
 
 Method = Literal["lora", "rslora", "full", "dora", "qlora", "loftq"]
 ADAPTERS = ("lora", "rslora", "dora", "qlora", "loftq")
@@ -233,6 +233,25 @@ class Recipe(_Strict):
     def where(self) -> str:
         """How errors name this recipe."""
         return f"the recipe {self.name or 'at hand'}"
+
+
+def to_run_again(public: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's `public` values as a file that `load_recipe` takes: less those that have no meaning in it."""
+    left_out = set(_ONLY_ADAPTERS) if public["method"] == "full" else set()
+    made = {key: value for key, value in public.items() if key not in left_out}
+    rate = made["learning_rate"]
+    if isinstance(rate, Mapping):
+        given = ("rates",) if rate["rates"] else ("low", "high", "trials")
+        made["learning_rate"] = {key: rate[key] for key in given}
+    return made
+
+
+def untested(recipe: Recipe) -> str:
+    """What is to be said of a method that is passed through to PEFT."""
+    said = f"method {recipe.method} is passed through to PEFT; this project's tests don't run it"
+    if recipe.method != "loftq":
+        return said
+    return f"{said}, and its adapter belongs to base weights rounded to 4 bits, not to the base as published"
 
 
 def recipes_dir() -> Path:
