@@ -7,7 +7,9 @@ losses are printed all the same, and a run in which they differ counts for nothi
 The one idea: each contender runs in a process of its own, whose peak memory is then its own; they take turns, several
 rounds, and what is reported is the median of each and of the ratio within a round. TRL is given the very blocks
 (``packing_strategy="wrapped"`` over documents that are already whole blocks makes the same ones), batch, optimizer,
-precision and number of updates; logging, checkpoints and evaluation are off on both sides.
+precision and number of updates; checkpoints and evaluation are off on both sides. Ours is put together by what
+``kinject train`` calls, and so pays for what it always does: a line of the log, the progress bar and a look at loss and
+gradients at each update. TRL logs nothing.
 
     python benchmarks/training.py                                    # needs `pip install trl`; about 10 minutes
     python benchmarks/training.py --small                            # a tiny model: does it run?
@@ -74,7 +76,7 @@ def blocks_of(case: Any) -> Any:
 
 
 def arguments_of(case: Any, place: str) -> dict[str, Any]:
-    """What both are given."""
+    """What TRL is given: the same as our recipe comes to (`ours`)."""
     return {
         "output_dir": place,
         "per_device_train_batch_size": case.micro,
@@ -94,17 +96,31 @@ def arguments_of(case: Any, place: str) -> dict[str, Any]:
 
 
 def ours(case: Any, folder: Path, place: str) -> Any:
-    """Our trainer over the blocks, through its own entry points from the stream on."""
+    """Our trainer over the blocks, put together as ``kinject train`` does from the stream on."""
     import numpy as np
-    from kinject_trainer.base import Base, load_model
-    from kinject_trainer.data import Plan, Store, Stream
+    from kinject_trainer.base import Base
+    from kinject_trainer.data import Store, Stream
+    from kinject_trainer.log import Log
     from kinject_trainer.recipe import Recipe
-    from kinject_trainer.trainer import BlockTrainer, Materials
-    from transformers import AutoTokenizer, TrainingArguments
+    from kinject_trainer.train import assemble, set_up
+    from kinject_trainer.trainer import Materials
+    from transformers import AutoTokenizer
 
     blocks = blocks_of(case)
     recipe = Recipe(
-        model="m", corpus="c", variant="ft-reg", method="full", learning_rate=1e-4, schedule="constant", warm_up=0
+        model="m",
+        corpus="c",
+        variant="ft-reg",
+        method="full",
+        learning_rate=1e-4,
+        schedule="constant",
+        warm_up=0,
+        precision=case.precision,
+        global_batch=case.batch,
+        micro_batch=case.micro,
+        checkpoint_every="never",
+        validate_every="never",
+        forgetting=False,
     )
     base = Base("m", folder, "")
     store = Store(
@@ -113,10 +129,10 @@ def ours(case: Any, folder: Path, place: str) -> Any:
         np.arange(len(blocks), dtype=np.int64),
     )
     stream = Stream(store, 0, BLOCK, blocks.size)
-    plan = Plan(len(blocks), False, case.batch, case.micro, case.batch // case.micro)
     materials = Materials(recipe, base, AutoTokenizer.from_pretrained(folder), stream, [], None, {})
-    arguments = TrainingArguments(**arguments_of(case, place), remove_unused_columns=False)
-    return BlockTrainer(materials, plan, model=load_model(base, recipe), args=arguments)
+    plan, arguments = set_up(materials, 1e-4, Path(place))
+    trainer, _, _ = assemble(materials, plan, arguments, Log(Path(place) / "log.jsonl", 0), {}, time.monotonic())
+    return trainer
 
 
 def theirs(case: Any, folder: Path, place: str) -> Any:

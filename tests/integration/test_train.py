@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import math
 import shutil
@@ -259,6 +260,28 @@ def test_full_result_is_a_plain_transformers_folder(place, tmp_path):
     assert "library_name: transformers" in (result.folder / "README.md").read_text()
     outcome = result.record["outcome"]
     assert outcome["validation_loss"] < outcome["validation_loss_before"] - 0.5
+
+
+def test_the_benchmark_trains_as_the_command_does(monkeypatch):
+    """With the same callbacks, and with arguments that are those of the other contender wherever both have them."""
+    spec = importlib.util.spec_from_file_location("benchmark", Path(__file__).parents[2] / "benchmarks" / "training.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    case = SimpleNamespace(
+        contender="ours", model="tiny", vocabulary=64, batch=4, micro=2, updates=2, precision="fp32", threads=0
+    )
+    case.device = "cuda" if torch.cuda.is_available() else "cpu"
+    made, original = [], benchmark.ours
+    monkeypatch.setattr(benchmark, "ours", lambda *args: made.append(original(*args)) or made[0])
+    found = benchmark.run_one(case)
+    assert 3 < found["loss"] < 5  # ln 64 is 4.2
+    kinds = {type(callback).__name__ for callback in made[0].callback_handler.callbacks}
+    assert kinds >= {"Conductor", "Watch", "_Start"}
+    theirs = benchmark.arguments_of(case, "x")
+    ours = {key: getattr(made[0].args, key) for key in theirs if key not in ("output_dir", "lr_scheduler_type")}
+    assert ours == {key: theirs[key] for key in ours}  # the schedule is ours, and constant too
+    rates = [entry["learning_rate"] for entry in made[0].state.log_history if "learning_rate" in entry]
+    assert rates == [1e-4, 1e-4]
 
 
 def test_dora_is_passed_through_and_said_to_be_untested(place, tmp_path):

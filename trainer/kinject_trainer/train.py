@@ -31,7 +31,7 @@ from kinject_trainer.trainer import BlockTrainer, Conductor, Materials, refuse_w
 from lm_eval_kinject.errors import ArgumentError, KinjectError
 from lm_eval_kinject.provenance import publish_folder, read_json, write_json
 
-__all__ = ["Outcome", "run_training"]
+__all__ = ["Outcome", "assemble", "run_training", "set_up"]
 
 Say = Callable[[str], None]
 _ARGUMENT_NAMES = {f.name for f in dataclasses.fields(TrainingArguments)}
@@ -107,15 +107,7 @@ def run_training(materials: Materials, rate: float, place: Path, log_file: Path,
 
 def _train(materials: Materials, rate: float, place: Path, log_file: Path, run: Mapping[str, Any], say: Say) -> Outcome:
     began = time.monotonic()
-    set_seed(materials.recipe.seed)
-    try:
-        world = _arguments(materials.recipe, rate, place).world_size
-    except (ValueError, TypeError) as problem:
-        raise ArgumentError(
-            f"transformers refuses the arguments under trainer: {problem}", materials.recipe.where
-        ) from problem
-    plan = materials.plan(world)
-    arguments = _arguments(materials.recipe, rate, place, plan)
+    plan, arguments = set_up(materials, rate, place)
     checkpoint = newest(place, run)
     if checkpoint is not None:
         began -= checkpoint.seconds
@@ -124,12 +116,7 @@ def _train(materials: Materials, rate: float, place: Path, log_file: Path, run: 
         discard_unfinished(place)
         log = Log(log_file, 0 if checkpoint is None else checkpoint.updates)
     wait()
-    model = load_model(materials.base, materials.recipe)
-    model = with_adapter(model, materials.recipe)
-    conductor = Conductor(materials, plan, place, log, run, began)
-    trainer = BlockTrainer(materials, plan, model=model, args=arguments, callbacks=[conductor])
-    start = _Start(materials, trainer, conductor, place)
-    trainer.add_callback(start)
+    trainer, conductor, start = assemble(materials, plan, arguments, log, run, began)
     if checkpoint is not None:
         say(f"going on from update {checkpoint.updates} of {plan.updates}")
     try:
@@ -147,11 +134,55 @@ def _train(materials: Materials, rate: float, place: Path, log_file: Path, run: 
         before=start.before.get("figures"),
         after=start.measure(),
         seconds=round(conductor.seconds, 2),
-        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         folder=place / "result",
     )
     _save_result(trainer, materials, outcome, run)
     return outcome
+
+
+def set_up(materials: Materials, rate: float, place: Path) -> tuple[Plan, TrainingArguments]:
+    """Seeds the random numbers, and works out who trains on what and what transformers is told.
+
+    Raises:
+        ArgumentError: transformers refuses what the recipe passes through to it.
+    """
+    set_seed(materials.recipe.seed)
+    try:
+        world = _arguments(materials.recipe, rate, place).world_size
+    except (ValueError, TypeError) as problem:
+        raise ArgumentError(
+            f"transformers refuses the arguments under trainer: {problem}", materials.recipe.where
+        ) from problem
+    plan = materials.plan(world)
+    return plan, _arguments(materials.recipe, rate, place, plan)
+
+
+def assemble(
+    materials: Materials,
+    plan: Plan,
+    arguments: TrainingArguments,
+    log: Log | None,
+    run: Mapping[str, Any],
+    began: float,
+) -> tuple[BlockTrainer, Conductor, _Start]:
+    """A trainer that is ready to train the base, with all that keeps its log, checkpoints and figures.
+
+    Args:
+        materials: what to train on what.
+        plan: from `set_up`, as are the arguments.
+        arguments: their ``output_dir`` is where checkpoints go.
+        log: of the process that keeps one.
+        run: plain values that say whose a checkpoint is.
+        began: when, on the clock of `time.monotonic`.
+    """
+    place = Path(arguments.output_dir)
+    model = with_adapter(load_model(materials.base, materials.recipe), materials.recipe)
+    conductor = Conductor(materials, plan, place, log, run, began)
+    trainer = BlockTrainer(materials, plan, model=model, args=arguments, callbacks=[conductor])
+    start = _Start(materials, trainer, conductor, place)
+    trainer.add_callback(start)
+    return trainer, conductor, start
 
 
 @contextmanager
