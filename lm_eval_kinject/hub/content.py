@@ -88,6 +88,11 @@ class Content:
         source = self.files[path]
         return len(source) if isinstance(source, bytes) else source.stat().st_size
 
+    def read(self, path: str) -> bytes:
+        """A file's bytes."""
+        source = self.files[path]
+        return source if isinstance(source, bytes) else source.read_bytes()
+
     def sha256(self, path: str) -> str:
         """Digest of a file's bytes."""
         source = self.files[path]

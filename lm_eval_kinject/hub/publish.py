@@ -20,7 +20,7 @@ from lm_eval_kinject.errors import HubError
 from lm_eval_kinject.hub.client import Say, attempt, check_repo_id, open_hub, quiet, status_of
 from lm_eval_kinject.hub.content import Content
 
-__all__ = ["Make", "Plan", "Published", "Remote", "has_same", "look", "plan", "publish", "read_remote"]
+__all__ = ["Make", "Plan", "Published", "Remote", "has_same", "look", "plan", "publish", "read_remote", "send"]
 
 Kind = Literal["model", "dataset"]
 
@@ -294,6 +294,26 @@ def publish(
     if public and not pull_request:
         attempt(f"making {repo_id} public", lambda: _open_to_all(repo_id, kind), say)
     return done
+
+
+def send(
+    content: Content | Make,
+    repo_id: str,
+    kind: Kind,
+    message: str,
+    gone: Callable[[str], bool],
+    public: bool,
+    request: str | None,
+    dry_run: bool,
+    say: Say,
+) -> Published | Plan:
+    """Publishes, or plans the very same; a pull request removes nothing from what is somebody else's."""
+    kept = None if request else gone
+    if dry_run:
+        return plan(content, repo_id, kind=kind, public=public, gone=kept, pull_request=request, say=say)
+    return publish(
+        content, repo_id, kind=kind, message=message, public=public, gone=kept, pull_request=request, say=say
+    )
 
 
 def _to_main(

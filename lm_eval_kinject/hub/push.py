@@ -1,7 +1,7 @@
-"""``kinject push``: a run, a base model or a question set becomes a Hub repository that others can use.
+"""``kinject push``: a run or a base model becomes a Hub repository that others can use.
 
-What it is for: `push_run`, `push_model` and `push_dataset` put together what goes (content.py), write the card
-(cards.py), and hand it to publish.py. What it does not do: it trains and scores nothing.
+What it is for: `push_run` and `push_model` put together what goes (content.py), write the card (cards.py), and hand it
+to publish.py. What it does not do: it trains and scores nothing; data sets are push_data.py's.
 
 The one idea: a published run must not depend on this disk. Whatever it was made from has a name on the Hub at a commit,
 or ships with this package; if not, the push is refused and says what to push first.
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -29,40 +29,21 @@ from lm_eval_kinject.hub.content import (
     WEIGHTS,
     Content,
     collect,
-    model_files,
     replace_paths,
     to_json,
 )
-from lm_eval_kinject.hub.eval_results import Score, eval_results_files, eval_yaml, latest, read_results, scores_of
-from lm_eval_kinject.hub.publish import Make, Plan, Published, Remote, has_same, look, plan, publish, read_remote
-from lm_eval_kinject.hub.registry import READER
+from lm_eval_kinject.hub.eval_results import Score, eval_results_files, latest, read_results, scores_of
+from lm_eval_kinject.hub.origins import Place, compare_base, find_base, find_corpus, licence_of
+from lm_eval_kinject.hub.publish import Plan, Published, Remote, has_same, look, read_remote, send
 from lm_eval_kinject.hub.run import FILE, Run, parse_run, read_run
-from lm_eval_kinject.plugin import assets_dir
 
-__all__ = ["Place", "push_dataset", "push_model", "push_run"]
+__all__ = ["push_model", "push_run"]
 
 _HASHED = (*WEIGHTS, *SETTINGS, *TOKENIZER)
 _OURS = (*_HASHED, "log.jsonl", "recipe.yaml", "*.png")
 _SCORED = (".safetensors", ".gguf", *PICKLED)
 """Endings of weights, anybody's."""
 _FILE_KEYS = ("paraphrases_file", "validation_file", "general_text")
-
-
-@dataclass(frozen=True)
-class Place:
-    """A repository at a commit."""
-
-    repo_id: str
-    commit: str
-
-    @classmethod
-    def find(cls, name: str, kind: Any, what: str, say: Say) -> tuple[Place, Remote]:
-        """Looks ``owner/name`` or ``owner/name@revision`` up."""
-        repo_id, _, revision = name.partition("@")
-        remote = look(repo_id, kind, revision or None, say)
-        if remote is None:
-            raise PublishError(f"{what} {repo_id} is not on the Hub (or you may not see it): push it first.")
-        return cls(repo_id, remote.commit), remote
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:
@@ -113,10 +94,10 @@ def push_run(
     """
     check_repo_id(repo_id)
     run = read_run(folder)
-    place, base_remote = _base(run, base, say)
+    place, base_remote = find_base(run, base, say)
     if check_base:
-        _check_base(run, place, base_remote, say)
-    corpus_place = _corpus(run, corpus, say)
+        compare_base(run, place, base_remote, say)
+    corpus_place = find_corpus(run, corpus, say)
     content = _run_content(Path(folder).expanduser(), run, place, corpus_place)
     if run.is_adapter:
         content = _without_base_tokenizer(content, base_remote)
@@ -126,7 +107,7 @@ def push_run(
         base_revision=place.commit,
         corpus=corpus_place.repo_id if corpus_place else None,
         corpus_revision=corpus_place.commit if corpus_place else None,
-        licence=licence or _licence_of(place, base_remote, say),
+        licence=licence or licence_of(place, base_remote, say),
         curve=next((path for path in sorted(content.files) if path.endswith(".png")), None),
         subjects=(Path(folder).expanduser().resolve().name,),
     )
@@ -142,27 +123,7 @@ def push_run(
 
     message = f"Publish {run.recipe['variant']} ({run.recipe['method']}) on {run.corpus['name']}"
     request = f"run {run.recipe_fingerprint[:16]}" if pull_request else None
-    return _send(make, repo_id, "model", message, _stale, public, request, dry_run, say)
-
-
-def _send(
-    content: Content | Make,
-    repo_id: str,
-    kind: Literal["model", "dataset"],
-    message: str,
-    gone: Callable[[str], bool],
-    public: bool,
-    request: str | None,
-    dry_run: bool,
-    say: Say,
-) -> Published | Plan:
-    """Publishes, or plans the very same; a pull request removes nothing from what is somebody else's."""
-    kept = None if request else gone
-    if dry_run:
-        return plan(content, repo_id, kind=kind, public=public, gone=kept, pull_request=request, say=say)
-    return publish(
-        content, repo_id, kind=kind, message=message, public=public, gone=kept, pull_request=request, say=say
-    )
+    return send(make, repo_id, "model", message, _stale, public, request, dry_run, say)
 
 
 def check_subjects(scores: Iterable[Score], folder: str | Path) -> None:
@@ -216,76 +177,6 @@ def _stale(path: str) -> bool:
     return _matches(path, _OURS) or ("/" not in path and path.endswith(PICKLED))
 
 
-def _base(run: Run, given: str | None, say: Say) -> tuple[Place, Remote]:
-    name = given
-    if name is None and run.base.get("commit"):
-        name = f"{run.base['name']}@{run.base['commit']}"
-    if name is None:
-        folder = assets_dir() / READER if run.base["name"] == READER else "FOLDER"
-        raise PublishError(
-            f"The base of this run, {run.base['name']}, is local, and nobody else could load the result. Push it first "
-            f"(`kinject push {folder} --as model --to owner/name`), then push the run with --base owner/name."
-        )
-    return Place.find(name, "model", "The base", say)
-
-
-def _check_base(run: Run, place: Place, remote: Remote, say: Say) -> None:
-    """Makes sure that the named base is the one that was trained on: by commit, or by the folder's fingerprint."""
-    commit, wanted = run.base.get("commit"), run.base.get("fingerprint")
-    if commit == place.commit or (commit is None and wanted is None):
-        return
-    if commit is None and wanted == _folder_fingerprint(place, remote, say):
-        return
-    raise PublishError(
-        f"The base {place.repo_id}@{place.commit[:12]} is not what this run was trained on ({run.base['name']}, "
-        f"{str(commit or wanted)[:16]}…). Push that very folder, or name its revision (--base owner/name@revision); "
-        "--unchecked-base publishes all the same."
-    )
-
-
-def _folder_fingerprint(place: Place, remote: Remote, say: Say) -> str:
-    """What `fingerprint_model` would say of a repository's files; downloads only the small ones."""
-    import hashlib
-
-    from lm_eval_kinject.provenance import fingerprint
-
-    entries = {}
-    for path in model_files(remote.files):
-        file = remote.files[path]
-        if file.sha256 is not None:
-            entries[path] = file.sha256
-        else:
-            data = read_remote(place.repo_id, "model", path, remote, say)
-            entries[path] = hashlib.sha256(data or b"").hexdigest()
-    return fingerprint(entries)
-
-
-def _corpus(run: Run, given: str | None, say: Say) -> Place | None:
-    """Where the corpus is: on the Hub, or (None) in this package."""
-    from lm_eval_kinject.corpus.corpus import load_corpus
-
-    source = str(run.corpus.get("source") or "")
-    if given is None and source.startswith("Hub dataset "):
-        given = f"{run.corpus['name']}@{run.corpus['revision']}"
-    if given is None and source.startswith("bundled corpus"):
-        return None
-    if given is None:
-        raise PublishError(
-            f"The corpus of this run, {run.corpus['name']}, is local, and nobody else could train on it. Push it first "
-            "(`kinject push FOLDER --as dataset --to owner/name`), then push the run with --corpus owner/name."
-        )
-    place, _ = Place.find(given, "dataset", "The corpus", say)
-    found = load_corpus(f"{place.repo_id}@{place.commit}").fingerprint
-    if run.recipe.get("stream"):
-        say(f"the corpus was read row by row: whether {place.repo_id} holds the same isn't checked")
-    elif found != run.corpus["fingerprint"]:
-        raise PublishError(
-            f"The corpus {place.repo_id}@{place.commit[:12]} holds other chunks than this run was trained on "
-            f"(fingerprint {found[:16]}…, not {run.corpus['fingerprint'][:16]}…). Push that very corpus."
-        )
-    return place
-
-
 def _run_content(folder: Path, run: Run, base: Place, corpus: Place | None) -> Content:
     """The run's files, in which the base and the corpus have their public names."""
     lacking = [] if run.is_adapter else ["config.json"]
@@ -307,18 +198,13 @@ def _run_content(folder: Path, run: Run, base: Place, corpus: Place | None) -> C
 
 
 def _with_base(content: Content, name: str, key: str, base: Place) -> dict[str, Path | bytes]:
-    data = json.loads(_bytes_of(content, name))
+    data = json.loads(content.read(name))
     if key not in data:
         return {}
     data[key] = base.repo_id
     if name == "adapter_config.json":
         data["revision"] = base.commit  # PEFT's place for the base's revision
     return {name: to_json(data)}
-
-
-def _bytes_of(content: Content, name: str) -> bytes:
-    source = content.files[name]
-    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def _public_record(run: Run, base: Place, corpus: Place | None) -> dict[str, Any]:
@@ -352,16 +238,6 @@ def _without_base_tokenizer(content: Content, base: Remote) -> Content:
     return Content(files, (*content.left_out, *mine))
 
 
-def _licence_of(place: Place, remote: Remote, say: Say) -> str | None:
-    from huggingface_hub import ModelCard
-
-    data = read_remote(place.repo_id, "model", "README.md", remote, say)
-    if data is None:
-        return None
-    found = ModelCard(data.decode("utf-8", errors="replace"), ignore_metadata_errors=True).data.get("license")
-    return str(found) if isinstance(found, str) else None
-
-
 def with_record(
     content: Content,
     run: Run,
@@ -388,7 +264,7 @@ def with_record(
     about = [s for s in scores if variant_of(s, (facts.repo_id, *facts.subjects), bases) is not None]
     merged = merge_scores(known, [_renamed(score, facts) for score in about])
     data = {
-        **json.loads(_bytes_of(content, FILE) if FILE in content.files else to_json(dict(run.data))),
+        **json.loads(content.read(FILE) if FILE in content.files else to_json(dict(run.data))),
         "published": {**asdict(facts), "subjects": [], "files": files},
         "scores": [score.plain() for score in merged],
     }
@@ -408,7 +284,7 @@ def merge_scores(old: Iterable[Score], new: Iterable[Score]) -> list[Score]:
     return sorted(latest((*old, *new)), key=lambda s: (s.task, s.metric, s.subject, s.variant))
 
 
-# A base model, a question set -----------------------------------------------------------------------------------------
+# A base model ---------------------------------------------------------------------------------------------------------
 
 
 def push_model(
@@ -428,76 +304,6 @@ def push_model(
     if "README.md" not in content.files:
         say(f"{Path(folder).name} has no README.md: the repository will have no card and no licence")
     name = Path(folder).resolve().name
-    return _send(
+    return send(
         content, repo_id, "model", f"Publish {name}", _stale, public, "model" if pull_request else None, dry_run, say
     )
-
-
-_DATA = ("*.parquet", "*.jsonl", "*.csv", "*/*.parquet", "*/*.jsonl", "*/*.csv", "README.md", "LICENSE*")
-
-
-def push_dataset(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    framework: str = "lm-evaluation-harness",
-    public: bool = False,
-    pull_request: bool = False,
-    dry_run: bool = False,
-    say: Say = quiet,
-) -> Published | Plan:
-    """Publishes a corpus or the data of a task folder as a data set.
-
-    Tables named after a split (train, validation, dev, test) are one configuration, named after their folder; any other
-    table is a configuration of its own, as tables that differ in their columns can't be loaded as one. An ``eval.yaml``
-    is added where the Hub takes one for ``framework``; where it doesn't, ``say`` hears so.
-
-    Raises:
-        PublishError, HubError: as `push_run`.
-    """
-    check_repo_id(repo_id)
-    content = collect(folder, allowed=_DATA)
-    configs = _configs(content)
-    if not configs:
-        raise PublishError(f"The folder {Path(folder).name} has no tables (.parquet, .jsonl, .csv) to publish.")
-    name = repo_id.split("/")[1]
-    card = _dataset_card(content, name, configs)
-    content = content.with_files({"README.md": card.encode()})
-    tasks = [{"id": c, "config": c, "split": "test"} for c, splits in configs.items() if "test" in splits]
-    if tasks:
-        written, word = eval_yaml(name, f"Questions of {name}.", tasks, framework)
-        say(word)
-        content = content.with_files({"eval.yaml": written} if written is not None else {})
-    request = "data" if pull_request else None
-    return _send(content, repo_id, "dataset", f"Publish {name}", _is_table, public, request, dry_run, say)
-
-
-def _is_table(path: str) -> bool:
-    return path.endswith((".parquet", ".jsonl", ".csv"))
-
-
-def _configs(content: Content) -> dict[str, dict[str, str]]:
-    """Configuration -> split -> file."""
-    configs: dict[str, dict[str, str]] = {}
-    for path in sorted(content.files):
-        folder, _, file = path.rpartition("/")
-        stem = file.rpartition(".")[0]
-        if not _is_table(path):
-            continue
-        # Questions split by file are one configuration; a corpus's tables have columns of their own.
-        together = stem in ("train", "validation", "test", "dev") and folder.rpartition("/")[2] != "corpus"
-        config, split = (folder or "default", stem) if together else (stem, "train")
-        configs.setdefault(config, {})[split] = path
-    return configs
-
-
-def _dataset_card(content: Content, name: str, configs: Mapping[str, Mapping[str, str]]) -> str:
-    from huggingface_hub import DatasetCard
-
-    text = _bytes_of(content, "README.md").decode("utf-8") if "README.md" in content.files else f"# {name}\n"
-    card = DatasetCard(text)
-    card.data["configs"] = [
-        {"config_name": config, "data_files": [{"split": split, "path": path} for split, path in splits.items()]}
-        for config, splits in configs.items()
-    ]
-    return str(card)

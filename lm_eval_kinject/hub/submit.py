@@ -197,18 +197,13 @@ def _refuse_collisions(files: Mapping[str, bytes], remote: Remote, repo_id: str,
             raise PublishError(f"{path} in {repo_id} is of another setting ({', '.join(notes)}): it isn't overwritten.")
 
 
-def _bytes(content: Content, path: str) -> bytes:
-    source = content.files[path]
-    return source if isinstance(source, bytes) else source.read_bytes()
-
-
 def _tell(
     content: Content, files: Mapping[str, bytes], known: Mapping[str, str], ours: Sequence[Score], say: Say
 ) -> None:
     rest = sorted({score.task for score in ours if score.task not in known})
     if rest:
         say(f"{', '.join(rest)}: not a registered benchmark, so the scores are in the card's model-index only")
-    card = _bytes(content, "README.md").decode("utf-8", errors="replace")
+    card = content.read("README.md").decode("utf-8", errors="replace")
     if files and re.search(r"^base_model:", card, re.MULTILINE):
         say(
             "the Hub's leaderboards leave out repositories that declare a base_model, as this one does: the score is "
