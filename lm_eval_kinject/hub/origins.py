@@ -17,7 +17,7 @@ from lm_eval_kinject.hub.client import Say
 from lm_eval_kinject.hub.content import model_files
 from lm_eval_kinject.hub.publish import Remote, look, read_remote
 from lm_eval_kinject.hub.registry import READER
-from lm_eval_kinject.hub.run import Run
+from lm_eval_kinject.hub.run import BUNDLED_CORPUS, HUB_CORPUS, Run
 from lm_eval_kinject.plugin import assets_dir
 
 __all__ = ["Place", "compare_base", "find_base", "find_corpus", "licence_of"]
@@ -98,9 +98,9 @@ def find_corpus(run: Run, given: str | None, say: Say) -> Place | None:
     from lm_eval_kinject.corpus.corpus import load_corpus
 
     source = str(run.corpus.get("source") or "")
-    if given is None and source.startswith("Hub dataset "):
+    if given is None and source.startswith(HUB_CORPUS):
         given = f"{run.corpus['name']}@{run.corpus['revision']}"
-    if given is None and source.startswith("bundled corpus"):
+    if given is None and source.startswith(BUNDLED_CORPUS):
         return None
     if given is None:
         raise PublishError(

@@ -216,17 +216,27 @@ def _public_record(run: Run, base: Place, corpus: Place | None) -> dict[str, Any
             f"The recipe names files of this disk ({', '.join(kept)}), so nobody else could follow it. Put them into "
             "the corpus's folder under their usual names, push that, and train with it."
         )
-    places = {str(recipe.get("model")): base.repo_id} if _is_local(recipe.get("model")) else {}
-    if corpus is not None and _is_local(recipe.get("corpus")):
-        places[str(recipe["corpus"])] = corpus.repo_id
+    places: dict[str, str] = {}
+    if run.base_is_local:
+        places |= _put(recipe, "model", base)
+    if corpus is not None and run.corpus_is_local:
+        places |= _put(recipe, "corpus", corpus)
     data = replace_paths(data, places)
     trained_on = data["base"].get("trained_on", data["base"])
     data["base"] = {"name": base.repo_id, "identity": base.commit, "trained_on": trained_on}
     return data if isinstance(data, dict) else {}
 
 
-def _is_local(name: Any) -> bool:
-    return isinstance(name, str) and (name.startswith((".", "/", "~")) or "\\" in name or Path(name).exists())
+def _put(recipe: dict[str, Any], key: str, place: Place) -> dict[str, str]:
+    """Names a model or corpus in a recipe as the Hub has it.
+
+    Returns:
+        What else to replace in the record: the path that stood there, if it was one. Of most the trainer has left the
+        last name only, which may stand elsewhere for something else.
+    """
+    old = str(recipe.get(key))
+    recipe |= {key: place.repo_id, f"{key}_revision": place.commit}
+    return {old: place.repo_id} if old.startswith((".", "~")) or "/" in old or "\\" in old else {}
 
 
 def _without_base_tokenizer(content: Content, base: Remote) -> Content:

@@ -26,9 +26,11 @@ from typing import Any
 from lm_eval_kinject.errors import PublishError
 from lm_eval_kinject.provenance import fingerprint
 
-__all__ = ["FILE", "Run", "parse_run", "read_run"]
+__all__ = ["BUNDLED_CORPUS", "FILE", "HUB_CORPUS", "Run", "parse_run", "read_run"]
 
 FILE = "kinject.json"
+HUB_CORPUS, BUNDLED_CORPUS = "Hub dataset ", "bundled corpus "
+"""How the source of a corpus starts that others can get; the rest is a name."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Run:
         return {"name": found.get("name"), ("commit" if is_commit else "fingerprint"): identity}
 
     @property
+    def base_is_local(self) -> bool:
+        """Whether the base was a folder (the embedded reader is one), as against a Hub repository at a commit."""
+        return "commit" not in self.base
+
+    @property
     def base_names(self) -> tuple[str, ...]:
         """Names under which results speak of the base: its own, and in a published run the one at training time."""
         found = self._part("base")
@@ -67,6 +74,11 @@ class Run:
     def corpus(self) -> Mapping[str, Any]:
         """The corpus: name, fingerprint, licence and so on."""
         return self._part("corpus")
+
+    @property
+    def corpus_is_local(self) -> bool:
+        """Whether the corpus lay on the trainer's disk, as against on the Hub or in this package."""
+        return not str(self.corpus.get("source") or "").startswith((HUB_CORPUS, BUNDLED_CORPUS))
 
     @property
     def outcome(self) -> Mapping[str, Any]:

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers.hub_fixture import TOKEN, local_hub
 from helpers.hub_run import make_base, make_results, make_run, record
 from hub_server import Fault, HubServer
 
+from lm_eval_kinject.corpus import load_corpus
 from lm_eval_kinject.errors import ArgumentError, HubError, KinjectError, PublishError
 from lm_eval_kinject.hub.content import fingerprint_model
 from lm_eval_kinject.hub.publish import Plan, Published
@@ -19,6 +21,7 @@ from lm_eval_kinject.hub.push import push_model, push_run
 from lm_eval_kinject.hub.push_data import push_dataset
 from lm_eval_kinject.models.results import model_identity
 from lm_eval_kinject.plugin import assets_dir
+from lm_eval_kinject.provenance import fingerprint_file
 
 LARGE = 300_000  # bytes from which the test Hub asks for parts
 
@@ -144,6 +147,63 @@ def test_a_base_is_known_by_its_weights_settings_and_tokenizer(hub: HubServer, r
     data["base"]["identity"] = fingerprint_model(base)
     (run / "kinject.json").write_text(json.dumps(data))
     push(run)
+
+
+def write_corpus(folder: Path, *, paraphrase: str = "Again, one.") -> Path:
+    """A local corpus: two chunks, a paraphrase of each, a validation text of each."""
+    folder.mkdir(parents=True)
+    rows = {
+        "chunks": [{"id": "a", "text": "One."}, {"id": "b", "text": "Two."}],
+        "paraphrases": [{"chunk": c, "number": 1, "text": paraphrase} for c in "ab"],
+        "validation": [{"chunk": c, "number": 1, "text": "Once more."} for c in "ab"],
+    }
+    for name, table in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    return folder
+
+
+def on_local_corpus(run: Path, corpus: Path, *, model: str, name: str) -> None:
+    """Makes a run one on a local base and corpus, as the trainer tells of it: their last names, and fingerprints."""
+    data = json.loads((run / "kinject.json").read_text())
+    data["recipe"] |= {"model": model, "model_revision": None, "corpus": name, "corpus_revision": None}
+    found = load_corpus(str(corpus)).provenance()
+    beside = {stem: fingerprint_file(corpus / f"{stem}.jsonl") for stem in ("paraphrases", "validation")}
+    data["corpus"] = {**found, "name": name, **beside}
+    (run / "kinject.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_a_published_recipe_names_what_was_local_as_the_hub_has_it(
+    hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    corpus = write_corpus(tmp_path / "my-corpus")
+    push_dataset(corpus, "me/corpus")
+    on_local_corpus(run, corpus, model="reader", name="my-corpus")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path if here else tmp_path / "elsewhere")  # the folder reader is, or isn't, in this one
+    push(run, corpus="me/corpus")
+    files = hub.store.files("me/ft-par")
+    commits = {
+        "model_revision": hub.store.repos["model", "me/reader"].resolve("main").id,
+        "corpus_revision": hub.store.repos["dataset", "me/corpus"].resolve("main").id,
+    }
+    record = json.loads(files["kinject.json"])
+    for recipe in (yaml.safe_load(files["recipe.yaml"]), record["recipe"]):
+        assert {key: recipe[key] for key in ("model", "corpus")} == {"model": "me/reader", "corpus": "me/corpus"}
+        assert {key: recipe[key] for key in commits} == commits
+    assert record["recipe"]["name"] == "reader-ft-par"
+    assert record["base"]["trained_on"]["name"] == "reader", "results speak of the base by this name"
+
+
+def test_a_published_recipe_keeps_what_others_can_get(hub: HubServer, run: Path) -> None:
+    data = json.loads((run / "kinject.json").read_text())
+    commit = hub.store.repos["model", "me/reader"].resolve("main").id
+    data["recipe"] |= {"model": "me/reader", "model_revision": None}
+    data["base"] = {"name": "me/reader", "identity": commit}
+    (run / "kinject.json").write_text(json.dumps(data))
+    push(run)
+    recipe = yaml.safe_load(hub.store.files("me/ft-par")["recipe.yaml"])
+    assert (recipe["model"], recipe["model_revision"], recipe["corpus"]) == ("me/reader", None, "current_events")
 
 
 def test_a_changed_tokenizer_goes_along(hub: HubServer, run: Path) -> None:
