@@ -10,7 +10,8 @@ Hub has must have the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from hashlib import sha256
+from typing import Any, Literal
 
 from lm_eval_kinject.errors import PublishError
 from lm_eval_kinject.hub.client import Say
@@ -74,26 +75,17 @@ def compare_base(run: Run, place: Place, remote: Remote, say: Say) -> None:
 
 def _folder_fingerprint(place: Place, remote: Remote, say: Say) -> str:
     """What `fingerprint_model` would say of a repository's files; downloads only the small ones."""
-    import hashlib
-
     from lm_eval_kinject.provenance import fingerprint
 
-    entries = {}
-    for path in model_files(remote.files):
-        file = remote.files[path]
-        if file.sha256 is not None:
-            entries[path] = file.sha256
-        else:
-            data = read_remote(place.repo_id, "model", path, remote, say)
-            entries[path] = hashlib.sha256(data or b"").hexdigest()
-    return fingerprint(entries)
+    return fingerprint({path: _digest(place, "model", path, remote, say) for path in model_files(remote.files)})
 
 
 def find_corpus(run: Run, given: str | None, say: Say) -> Place | None:
     """Where the corpus is: on the Hub, or (None) in this package.
 
     Raises:
-        PublishError: it is local and none was given, isn't there, or holds other chunks than were trained on.
+        PublishError: it is local and none was given, isn't there, or has other chunks, paraphrases or validation texts
+            than were trained on.
     """
     from lm_eval_kinject.corpus.corpus import load_corpus
 
@@ -107,16 +99,40 @@ def find_corpus(run: Run, given: str | None, say: Say) -> Place | None:
             f"The corpus of this run, {run.corpus['name']}, is local, and nobody else could train on it. Push it first "
             "(`kinject push FOLDER --as dataset --to owner/name`), then push the run with --corpus owner/name."
         )
-    place, _ = Place.find(given, "dataset", "The corpus", say)
+    place, remote = Place.find(given, "dataset", "The corpus", say)
+    problems = _beside_problems(run, place, remote, say)
     found = load_corpus(f"{place.repo_id}@{place.commit}").fingerprint
     if run.recipe.get("stream"):
-        say(f"the corpus was read row by row: whether {place.repo_id} holds the same isn't checked")
+        say(f"the corpus was read row by row: whether {place.repo_id} holds the same chunks isn't checked")
     elif found != run.corpus["fingerprint"]:
+        problems.insert(0, f"other chunks (fingerprint {found[:16]}…, not {run.corpus['fingerprint'][:16]}…)")
+    if problems:
         raise PublishError(
-            f"The corpus {place.repo_id}@{place.commit[:12]} holds other chunks than this run was trained on "
-            f"(fingerprint {found[:16]}…, not {run.corpus['fingerprint'][:16]}…). Push that very corpus."
+            f"The corpus {place.repo_id}@{place.commit[:12]} is not what this run was trained on; it has "
+            f"{', '.join(problems)}. Push that very corpus."
         )
     return place
+
+
+def _beside_problems(run: Run, place: Place, remote: Remote, say: Say) -> list[str]:
+    """Which of the paraphrases and the validation set, if the run used them, the Hub has not, or others of."""
+    problems = []
+    for stem, words in (("paraphrases", "paraphrases"), ("validation", "validation set")):
+        wanted = run.corpus.get(stem)
+        if not wanted:
+            continue
+        path = next((p for p in (f"{stem}.parquet", f"{stem}.jsonl") if p in remote.files), None)  # the trainer's order
+        found = None if path is None else _digest(place, "dataset", path, remote, say)
+        if found is None:
+            problems.append(f"no {words}")
+        elif found != wanted:
+            problems.append(f"another {path} (fingerprint {found[:16]}…, not {str(wanted)[:16]}…)")
+    return problems
+
+
+def _digest(place: Place, kind: Literal["model", "dataset"], path: str, remote: Remote, say: Say) -> str:
+    """sha256 of a file on the Hub; downloads it only if it is small."""
+    return remote.files[path].sha256 or sha256(read_remote(place.repo_id, kind, path, remote, say) or b"").hexdigest()
 
 
 def licence_of(place: Place, remote: Remote, say: Say) -> str | None:

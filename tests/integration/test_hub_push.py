@@ -366,6 +366,34 @@ def test_a_local_corpus_must_be_pushed_first(run: Path) -> None:
     refused(PublishError, "The corpus of this run, current_events, is local", run)
 
 
+def test_another_corpus_than_was_trained_on_is_refused(hub: HubServer, run: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "my-corpus")
+    on_local_corpus(run, corpus, model="reader", name="my-corpus")
+    push_dataset(write_corpus(tmp_path / "other", paraphrase="Another wording."), "me/other")
+    refused(PublishError, "it has another paraphrases.jsonl (fingerprint ", run, corpus="me/other")
+    (tmp_path / "other/paraphrases.jsonl").unlink()
+    (tmp_path / "other/validation.jsonl").unlink()
+    push_dataset(tmp_path / "other", "me/other")
+    refused(PublishError, "it has no paraphrases, no validation set. Push that very corpus", run, corpus="me/other")
+    (tmp_path / "other/chunks.jsonl").write_text('{"id": "a", "text": "Three."}\n')
+    push_dataset(tmp_path / "other", "me/other")
+    refused(PublishError, "it has other chunks (fingerprint ", run, corpus="me/other")
+    push_dataset(corpus, "me/corpus")
+    push(run, corpus="me/corpus")
+
+
+def test_a_run_without_paraphrases_needs_none(hub: HubServer, run: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "my-corpus")
+    on_local_corpus(run, corpus, model="reader", name="my-corpus")
+    data = json.loads((run / "kinject.json").read_text())
+    data["corpus"] |= {"paraphrases": None, "validation": None}
+    (run / "kinject.json").write_text(json.dumps(data))
+    for stem in ("paraphrases", "validation"):
+        (corpus / f"{stem}.jsonl").unlink()
+    push_dataset(corpus, "me/corpus")
+    push(run, corpus="me/corpus")
+
+
 @pytest.mark.parametrize(
     "name", ["../x", "me/../x", "me", "me/a/b", "/me/x", "me/.x", "me/x.git", "me\\x/y", "me/x%2f"]
 )
