@@ -276,7 +276,7 @@ def _made(
         },
         "recipe": run.recipe_fingerprint,
         "variant": str(run.recipe["variant"]),
-        "licence": run.published.get("licence"),
+        "licence": run.published.get("licence_name") or run.published.get("licence"),
         "files": files,
         "scores": scores,
     }

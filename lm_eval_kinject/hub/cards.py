@@ -47,6 +47,8 @@ class CardFacts:
         corpus: the corpus's name on the Hub, where it is there.
         corpus_revision: its commit.
         licence: of the weights; None: not stated.
+        licence_name: what ``other`` is called.
+        licence_link: address of its text.
         curve: file name of the loss curve in the repository, if there is one.
         subjects: names under which results speak of these weights (the repository's, and the run's folder).
     """
@@ -59,6 +61,14 @@ class CardFacts:
     licence: str | None = None
     curve: str | None = None
     subjects: tuple[str, ...] = ()
+    licence_name: str | None = None
+    licence_link: str | None = None
+
+    @property
+    def licence_shown(self) -> str:
+        """The licence for a person to read."""
+        name = self.licence_name or self.licence or "not stated"
+        return f"{name} ([text]({self.licence_link}))" if self.licence_link else name
 
 
 def variant_of(score: Score, subjects: Iterable[str], bases: Iterable[str]) -> str | None:
@@ -83,7 +93,7 @@ def render_card(run: Run, facts: CardFacts, scores: Sequence[Score] = ()) -> str
     """The README.md of a published run.
 
     Raises:
-        PublishError: the metadata aren't what the Hub's client accepts.
+        PublishError: the metadata aren't what the Hub's client accepts, or the licence lacks its name.
     """
     import jinja2
 
@@ -201,7 +211,7 @@ def _metadata(run: Run, facts: CardFacts, scores: Sequence[Score]) -> str:
         "library_name": "peft" if run.is_adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": tags,
-        **_licence(facts.licence),
+        **_licence(facts),
     }
     if facts.corpus:
         fields["datasets"] = [facts.corpus]
@@ -210,10 +220,19 @@ def _metadata(run: Run, facts: CardFacts, scores: Sequence[Score]) -> str:
     return str(ModelCardData(**fields).to_yaml())
 
 
-def _licence(name: str | None) -> dict[str, str]:
-    if name is None:
+def _licence(facts: CardFacts) -> dict[str, str]:
+    if facts.licence is None:
         return {}
-    return {"license": name} if name in LICENCES else {"license": "other", "license_name": name}
+    if facts.licence in LICENCES and facts.licence != "other":
+        return {"license": facts.licence}
+    name = facts.licence_name if facts.licence == "other" else facts.licence
+    if not name:
+        raise PublishError(
+            "The licence `other` has no name, and the Hub takes none without: put license_name into the card of the "
+            "base on the Hub, or name the licence with --licence."
+        )
+    link = {"license_link": facts.licence_link} if facts.licence_link else {}
+    return {"license": "other", "license_name": name, **link}
 
 
 def _check(text: str) -> None:

@@ -135,12 +135,19 @@ def _digest(place: Place, kind: Literal["model", "dataset"], path: str, remote: 
     return remote.files[path].sha256 or sha256(read_remote(place.repo_id, kind, path, remote, say) or b"").hexdigest()
 
 
-def licence_of(place: Place, remote: Remote, say: Say) -> str | None:
-    """The licence that a model's card states, if it does."""
+def licence_of(place: Place, remote: Remote, say: Say) -> dict[str, str]:
+    """The licence that a model's card states, as a card's facts: licence and, of ``other``, licence_name and _link."""
     from huggingface_hub import ModelCard
 
     data = read_remote(place.repo_id, "model", "README.md", remote, say)
     if data is None:
-        return None
-    found = ModelCard(data.decode("utf-8", errors="replace"), ignore_metadata_errors=True).data.get("license")
-    return str(found) if isinstance(found, str) else None
+        return {}
+    card = ModelCard(data.decode("utf-8", errors="replace"), ignore_metadata_errors=True).data
+    told = {part: card.get(f"license{part}") for part in ("", "_name", "_link")}
+    found = {f"licence{part}": value for part, value in told.items() if isinstance(value, str) and value}
+    if found.get("licence") != "other":
+        return {key: value for key, value in found.items() if key == "licence"}
+    link = found.get("licence_link")
+    if link and "://" not in link:  # a file of that repository, which the new one hasn't got
+        found["licence_link"] = f"https://huggingface.co/{place.repo_id}/blob/{place.commit}/{link}"
+    return found

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lm_eval_kinject.errors import HubError
-from lm_eval_kinject.hub.client import Say, attempt, check_repo_id, open_hub, quiet, status_of
+import yaml
+
+from lm_eval_kinject.errors import HubError, PublishError
+from lm_eval_kinject.hub.client import Say, attempt, check_repo_id, open_hub, quiet, redact, status_of
 from lm_eval_kinject.hub.content import Content
 
 __all__ = ["Make", "Plan", "Published", "Remote", "has_same", "look", "plan", "publish", "read_remote", "send"]
@@ -212,7 +214,7 @@ def plan(
     pull_request: str | None = None,
     say: Say = quiet,
 ) -> Plan:
-    """What `publish` would do; changes nothing. Arguments and errors as there."""
+    """What `publish` would do, and whether the Hub takes the card; changes nothing. Arguments and errors as there."""
     branch = None
     if pull_request:
         look_for = f"looking for a pull request to {repo_id}"
@@ -220,8 +222,27 @@ def plan(
     remote = look(repo_id, kind, branch, say)
     if pull_request and remote is None:
         raise HubError(_nowhere(repo_id, kind))
-    made = _difference(_checked(content, remote), repo_id, kind, remote, gone)
+    ready = _checked(content, remote)
+    _check_card(ready, kind, say)
+    made = _difference(ready, repo_id, kind, remote, gone)
     return replace(made, public=public and not pull_request, pull_request=bool(pull_request))
+
+
+def _check_card(content: Content, kind: Kind, say: Say) -> None:
+    """Asks the Hub whether it takes the card, which it does again by itself when one is pushed."""
+    from huggingface_hub import RepoCard
+
+    if "README.md" not in content.files:
+        return
+
+    def work() -> None:
+        text = content.read("README.md").decode("utf-8", errors="replace")
+        try:
+            RepoCard(text, ignore_metadata_errors=True).validate(repo_type=kind)
+        except (ValueError, yaml.YAMLError) as problem:
+            raise PublishError(redact(f"The Hub refuses the card: {problem}. Mend README.md's metadata.")) from None
+
+    attempt("checking the card", work, say)
 
 
 def _branch(api: Any, repo_id: str, kind: Kind, word: str) -> str | None:

@@ -107,7 +107,7 @@ def push_run(
         base_revision=place.commit,
         corpus=corpus_place.repo_id if corpus_place else None,
         corpus_revision=corpus_place.commit if corpus_place else None,
-        licence=licence or licence_of(place, base_remote, say),
+        **({"licence": licence} if licence else licence_of(place, base_remote, say)),
         curve=next((path for path in sorted(content.files) if path.endswith(".png")), None),
         subjects=(Path(folder).expanduser().resolve().name,),
     )
@@ -116,11 +116,11 @@ def push_run(
     check_subjects(this, folder)
     _check_published(this, repo_id, content, say)
     content = content.with_files(eval_results_files(this, benchmarks or {}))
-    content.check()  # before a repository is made for it
 
     def make(remote: Remote | None) -> Content:
         return with_record(content, run, facts, scores, remote, say)
 
+    make(None).check()  # before a repository is made for it
     message = f"Publish {run.recipe['variant']} ({run.recipe['method']}) on {run.corpus['name']}"
     request = f"run {run.recipe_fingerprint[:16]}" if pull_request else None
     return send(make, repo_id, "model", message, _stale, public, request, dry_run, say)

@@ -359,6 +359,43 @@ def test_another_base_than_was_trained_on_is_refused(hub: HubServer, run: Path, 
     push(run, check_base=False)
 
 
+def put_card(hub: HubServer, repo_id: str, metadata: str) -> str:
+    """Gives a model a card with these metadata; returns the commit."""
+    repo = hub.store.repos["model", repo_id]
+    head = repo.resolve("main")
+    files = {**head.files, "README.md": hub.store.put(f"---\n{metadata}\n---\n# A base\n".encode())}
+    made = hub.store.commit(repo, head.id, files, "card", "me")
+    repo.refs["refs/heads/main"] = made.id
+    return made.id
+
+
+def test_a_licence_of_another_name_is_carried_over(hub: HubServer, run: Path) -> None:
+    commit = put_card(hub, "me/reader", "license: other\nlicense_name: reader-licence\nlicense_link: LICENSE")
+    push(run)
+    text = hub.store.files("me/ft-par")["README.md"].decode()
+    card = yaml.safe_load(text.split("---")[1])
+    link = f"https://huggingface.co/me/reader/blob/{commit}/LICENSE"
+    assert (card["license"], card["license_name"], card["license_link"]) == ("other", "reader-licence", link)
+    assert f"| Licence of these weights | reader-licence ([text]({link})) |" in text
+    push(run, licence="mit")
+    card = yaml.safe_load(hub.store.files("me/ft-par")["README.md"].decode().split("---")[1])
+    assert card["license"] == "mit"
+    assert not {"license_name", "license_link"} & set(card)
+
+
+def test_a_licence_without_a_name_is_refused_before_anything_is_made(hub: HubServer, run: Path) -> None:
+    put_card(hub, "me/reader", "license: other")
+    refused(PublishError, "name the licence with --licence", run, dry_run=True)
+    refused(PublishError, "The licence `other` has no name", run)
+    assert ("model", "me/ft-par") not in hub.store.repos
+
+
+def test_a_dry_run_finds_a_card_that_the_hub_refuses(hub: HubServer, base: Path) -> None:
+    (base / "README.md").write_text("---\nlicense: nonsense\n---\n# A base\n")
+    with pytest.raises(PublishError, match=r"The Hub refuses the card: .*licen"):
+        push_model(base, "me/other", dry_run=True)
+
+
 def test_a_local_corpus_must_be_pushed_first(run: Path) -> None:
     data = json.loads((run / "kinject.json").read_text())
     data["corpus"]["source"] = "files in events"

@@ -73,6 +73,15 @@ def test_whole_model(data: dict[str, Any]) -> None:
     assert (metadata["license"], metadata["license_name"]) == ("other", "my own licence")
 
 
+def test_a_licence_that_the_hub_has_no_word_for(data: dict[str, Any]) -> None:
+    link = "https://example.org/licence"
+    facts = replace(FACTS, licence="other", licence_name="reader-licence", licence_link=link)
+    metadata = yaml.safe_load(render_card(Run(data), facts).split("---")[1])
+    assert [metadata[f"license{part}"] for part in ("", "_name", "_link")] == ["other", "reader-licence", link]
+    with pytest.raises(PublishError, match="The licence `other` has no name"):
+        render_card(Run(data), replace(FACTS, licence="other"))
+
+
 def test_metadata_are_what_the_hubs_client_reads(data: dict[str, Any], tmp_path: Path) -> None:
     make_results(tmp_path / "out", model="me/reader", peft="me/reader-ft-par", k=3)
     scores = scores_of(read_results(tmp_path / "out")[0])
