@@ -61,6 +61,11 @@ RetrieverOption = Annotated[str, typer.Option("--retriever", help="minilm, bge, 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")]
 PublicOption = Annotated[bool, typer.Option("--public", help="open a new repository to everybody (default: private)")]
 ToOption = Annotated[str, typer.Option("--to", help="OWNER/NAME on the Hub; made if it isn't there")]
+PullRequestOption = Annotated[bool, typer.Option("--pr", help="a pull request, for somebody else's repository")]
+BenchmarkOption = Annotated[
+    list[str] | None,
+    typer.Option("--benchmark", help="TASK=OWNER/DATASET[#TASK_ID]: a task's benchmark on the Hub, repeatable"),
+]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, or bfloat16 (faster, hits may move)")]
 
 
@@ -244,22 +249,21 @@ def push(
     framework: Annotated[
         str | None, typer.Option("--framework", help="of the Hub's list, for a data set's eval.yaml")
     ] = None,
-    pull_request: Annotated[bool, typer.Option("--pr", help="a pull request, for somebody else's repository")] = False,
+    pull_request: PullRequestOption = False,
+    benchmark: BenchmarkOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
     """Publish a run (adapter or model, with card and scores), a base model, or a data set on the Hub."""
+    from lm_eval_kinject.hub.eval_results import parse_benchmarks
     from lm_eval_kinject.hub.push import push_model, push_run
     from lm_eval_kinject.hub.push_data import push_dataset
 
     of_runs = {
         "--base": base, "--unchecked-base": unchecked_base, "--corpus": corpus, "--results": results,
-        "--licence": licence,
+        "--licence": licence, "--benchmark": benchmark,
     }  # fmt: skip
-    _refuse_idle(kind, {"run": of_runs, "model": {}, "dataset": {"--framework": framework}})
-    if public and pull_request:
-        raise ArgumentError(
-            "--public is for a repository of your own, --pr for somebody else's; remove one", "kinject push"
-        )
+    _refuse_idle(kind, {"run": of_runs, "model": {}, "dataset": {"--framework": framework}}, "kinject push")
+    _refuse_public_request(public, pull_request, "kinject push")
     if kind == "model":
         _report(push_model(folder, to, public=public, pull_request=pull_request, dry_run=dry_run, say=_say))
         return
@@ -275,6 +279,7 @@ def push(
             check_base=not unchecked_base,
             corpus=corpus,
             results=results or (),
+            benchmarks=parse_benchmarks(benchmark or (), "kinject push"),
             licence=licence,
             public=public,
             pull_request=pull_request,
@@ -294,15 +299,28 @@ def submit(
     source: Annotated[str | None, typer.Option("--source", help="address of the full results (model)")] = None,
     samples: Annotated[bool, typer.Option(help="send the samples too (dataset)")] = True,
     public: PublicOption = False,
+    pull_request: PullRequestOption = False,
+    benchmark: BenchmarkOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Submit scores: to a model's repository as a pull request, or to a data set that a leaderboard reads."""
+    """Submit scores to a model's repository, or results to a data set; a pull request where you may not write."""
+    from lm_eval_kinject.hub.eval_results import parse_benchmarks
     from lm_eval_kinject.hub.submit import submit_results, submit_scores
 
+    of_models = {"--source": source, "--benchmark": benchmark}
+    _refuse_idle(
+        kind, {"model": of_models, "dataset": {"--public": public, "--no-samples": not samples}}, "kinject submit"
+    )
+    _refuse_public_request(public, pull_request, "kinject submit")
+    asked = True if pull_request else None  # without, the Hub says whether one may write
     if kind == "dataset":
-        _report(submit_results(results, to, samples=samples, public=public, dry_run=dry_run, say=_say))
-    else:
-        _report(submit_scores(results, to, source=source, dry_run=dry_run, say=_say))
+        more = {"samples": samples, "public": public}
+        _report(submit_results(results, to, pull_request=asked, dry_run=dry_run, say=_say, **more))
+        return
+    benchmarks = parse_benchmarks(benchmark or (), "kinject submit")
+    _report(
+        submit_scores(results, to, benchmarks=benchmarks, source=source, pull_request=asked, dry_run=dry_run, say=_say)
+    )
 
 
 @adapters_app.command("list")
@@ -354,7 +372,12 @@ def adapters_add(
     add(repo, name, folder=folder, say=_say)
 
 
-def _refuse_idle(kind: str, options: Mapping[str, Mapping[str, object]]) -> None:
+def _refuse_public_request(public: bool, pull_request: bool, command: str) -> None:
+    if public and pull_request:
+        raise ArgumentError("--public is for a repository of your own, --pr for somebody else's; remove one", command)
+
+
+def _refuse_idle(kind: str, options: Mapping[str, Mapping[str, object]], command: str) -> None:
     """Refuses options that mean nothing for what is published: one that is ignored is one that misleads."""
     problems = [
         f"{name} is for --as {other} and means nothing with --as {kind}; remove it"
@@ -364,7 +387,7 @@ def _refuse_idle(kind: str, options: Mapping[str, Mapping[str, object]]) -> None
         if value
     ]
     if problems:
-        raise ArgumentError(problems, "kinject push")
+        raise ArgumentError(problems, command)
 
 
 def _say(line: str) -> None:

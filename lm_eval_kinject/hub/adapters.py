@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lm_eval_kinject.errors import HubError, ModelError, PublishError
-from lm_eval_kinject.hub.client import Say, attempt, check_repo_id, open_hub, quiet
+from lm_eval_kinject.errors import ModelError, PublishError
+from lm_eval_kinject.hub.client import RefusedError, Say, attempt, check_repo_id, open_hub, quiet
 from lm_eval_kinject.hub.content import PICKLED, SETTINGS, TOKENIZER, WEIGHTS, collect, tensor_shapes
 from lm_eval_kinject.hub.eval_results import read_results, scores_of
 from lm_eval_kinject.hub.publish import Remote, look, read_remote
@@ -93,8 +93,8 @@ def _repository_problems(record: Record, say: Say) -> list[str]:
     assert record.repo is not None
     try:
         remote = look(record.repo, "model", record.revision, say)
-    except HubError as problem:
-        if "404" not in str(problem):
+    except RefusedError as problem:
+        if problem.status != 404:
             raise
         return [f"the pinned revision {record.revision} is not there any more: the repository was rewritten"]
     if remote is None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from lm_eval_kinject import __version__
 from lm_eval_kinject.errors import ArgumentError, HubError, KinjectError
 
-__all__ = ["Say", "attempt", "check_repo_id", "open_hub", "quiet", "redact", "status_of"]
+__all__ = ["RefusedError", "Say", "attempt", "check_repo_id", "open_hub", "quiet", "redact", "status_of"]
 
 Say = Callable[[str], None]
 """Takes a line for a person; the command line prints it."""
@@ -34,6 +34,19 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-
 _TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}")
 
 T = TypeVar("T")
+
+
+class RefusedError(HubError):
+    """The Hub answered with an error.
+
+    Args:
+        text: for a person.
+        status: HTTP's.
+    """
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 def quiet(_: str) -> None:
@@ -97,7 +110,8 @@ def attempt(doing: str, work: Callable[[], T], say: Say = quiet) -> T:
         say: hears of waits.
 
     Raises:
-        HubError: it won't succeed, or didn't in `TRIES` tries; what to do is said, and no token.
+        HubError: it won't succeed, or didn't in `TRIES` tries; what to do is said, and no token. A `RefusedError`
+            where the Hub answered at all.
     """
     for number in range(1, TRIES + 1):
         try:
@@ -110,10 +124,15 @@ def attempt(doing: str, work: Callable[[], T], say: Say = quiet) -> T:
             if wait is None:
                 raise
             if wait < 0 or number == TRIES:
-                raise HubError(explain(doing, cause)) from _without_token(problem)
+                raise _error(doing, cause) from _without_token(problem)
             say(f"{doing}: {_short(cause)}; trying again in {wait:g} s ({number} of {TRIES - 1})")
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def _error(doing: str, cause: BaseException) -> HubError:
+    status = status_of(cause)
+    return HubError(explain(doing, cause)) if status is None else RefusedError(explain(doing, cause), status)
 
 
 def _without_token(problem: BaseException) -> BaseException | None:

@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from lm_eval_kinject.errors import PublishError
+from lm_eval_kinject.errors import ArgumentError, PublishError
 from lm_eval_kinject.provenance import fingerprint
 
 __all__ = [
@@ -29,9 +29,11 @@ __all__ = [
     "eval_results_files",
     "eval_yaml",
     "gaps",
+    "check_benchmarks",
     "interval",
     "latest",
     "model_index",
+    "parse_benchmarks",
     "read_results",
     "scores_of",
 ]
@@ -332,6 +334,45 @@ def eval_results_files(
         text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True, width=1000)
         files[path] = text.encode()
     return files
+
+
+def parse_benchmarks(texts: Iterable[str], where: str) -> dict[str, str]:
+    """Reads ``TASK=OWNER/DATASET`` or ``TASK=OWNER/DATASET#TASK_ID`` for `eval_results_files`.
+
+    Args:
+        texts: one a task.
+        where: the command, for the error.
+
+    Raises:
+        ArgumentError: listing all that aren't such.
+    """
+    found: dict[str, str] = {}
+    problems = []
+    for text in texts:
+        task, equals, benchmark = text.partition("=")
+        dataset, hash_mark, task_id = benchmark.partition("#")
+        if not task or not equals or not _HUB_ID.fullmatch(dataset) or (hash_mark and not task_id):
+            problems.append(f"--benchmark {text!r} must be TASK=OWNER/DATASET or TASK=OWNER/DATASET#TASK_ID")
+        elif found.setdefault(task, benchmark) != benchmark:
+            problems.append(f"--benchmark names two for {task}; remove one")
+    if problems:
+        raise ArgumentError(problems, where)
+    return found
+
+
+def check_benchmarks(benchmarks: Mapping[str, str], scores: Iterable[Score]) -> None:
+    """Makes sure that every task of which a benchmark was named has a score.
+
+    Raises:
+        PublishError: one hasn't.
+    """
+    tasks = {score.task for score in scores}
+    idle = [task for task in benchmarks if task not in tasks]
+    if idle:
+        raise PublishError(
+            f"A benchmark was named for {', '.join(idle)}, of which there is no score of this model; scores are of "
+            f"{', '.join(sorted(tasks)) or 'nothing'}. Name the task as lm_eval does, and give its results."
+        )
 
 
 def model_index(scores: Iterable[Score]) -> list[Any]:

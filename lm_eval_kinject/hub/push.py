@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
-from lm_eval_kinject.errors import HubError, PublishError
+from lm_eval_kinject.errors import PublishError
 from lm_eval_kinject.hub.cards import CardFacts, render_card, variant_of
-from lm_eval_kinject.hub.client import Say, check_repo_id, quiet
+from lm_eval_kinject.hub.client import RefusedError, Say, check_repo_id, quiet
 from lm_eval_kinject.hub.content import (
     ALLOWED,
     PICKLED,
@@ -32,7 +32,14 @@ from lm_eval_kinject.hub.content import (
     replace_paths,
     to_json,
 )
-from lm_eval_kinject.hub.eval_results import Score, eval_results_files, latest, read_results, scores_of
+from lm_eval_kinject.hub.eval_results import (
+    Score,
+    check_benchmarks,
+    eval_results_files,
+    latest,
+    read_results,
+    scores_of,
+)
 from lm_eval_kinject.hub.origins import Place, compare_base, find_base, find_corpus, licence_of
 from lm_eval_kinject.hub.publish import Plan, Published, Remote, has_same, look, read_remote, send
 from lm_eval_kinject.hub.run import FILE, Run, parse_run, read_run
@@ -115,6 +122,7 @@ def push_run(
     this = [s for s in scores if s.subject in (repo_id, *facts.subjects)]
     check_subjects(this, folder)
     _check_published(this, repo_id, content, say)
+    check_benchmarks(benchmarks or {}, this)
     content = content.with_files(eval_results_files(this, benchmarks or {}))
 
     def make(remote: Remote | None) -> Content:
@@ -159,8 +167,8 @@ def weights_at(repo_id: str, commit: str, say: Say) -> dict[str, str] | None:
     """Digests of the weights that a model has at a commit; None where there is no such commit."""
     try:
         return weights_of(look(repo_id, "model", commit, say))
-    except HubError as problem:
-        if "404" not in str(problem):
+    except RefusedError as problem:
+        if problem.status != 404:
             raise
         return None
 

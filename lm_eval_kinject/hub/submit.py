@@ -15,17 +15,18 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from lm_eval_kinject.errors import HubError, PublishError
 from lm_eval_kinject.hub.cards import CardFacts
-from lm_eval_kinject.hub.client import Say, attempt, check_repo_id, open_hub, quiet
+from lm_eval_kinject.hub.client import RefusedError, Say, attempt, check_repo_id, open_hub, quiet
 from lm_eval_kinject.hub.content import Content, local_paths
 from lm_eval_kinject.hub.eval_results import (
     Results,
     Score,
+    check_benchmarks,
     eval_results_files,
     gaps,
     latest,
@@ -33,7 +34,7 @@ from lm_eval_kinject.hub.eval_results import (
     read_results,
     scores_of,
 )
-from lm_eval_kinject.hub.publish import Plan, Published, Remote, look, plan, publish, read_remote
+from lm_eval_kinject.hub.publish import Make, Plan, Published, Remote, look, plan, publish, read_remote
 from lm_eval_kinject.hub.push import weights_at, weights_of, with_record
 from lm_eval_kinject.hub.run import FILE, parse_run
 from lm_eval_kinject.provenance import fingerprint
@@ -73,7 +74,7 @@ def submit_scores(
         repo_id: the model that was scored.
         benchmarks: task -> ``dataset id#task id``; in addition to data sets that the Hub knows as benchmarks.
         source: address of the full results, for the attribution (see `submit_results`).
-        pull_request: None: a pull request unless the repository is one's own.
+        pull_request: None: a pull request where one may not write to the repository.
         dry_run: change nothing and return the plan.
         say: hears what is being done, and what a leaderboard will do with it.
 
@@ -93,7 +94,9 @@ def submit_scores(
     if remote is None:
         raise HubError(f"There is no model {repo_id} on the Hub (or you may not see it): check the name.")
     scored = {s.subject_commit: weights_at(repo_id, str(s.subject_commit), say) for s in ours}
-    known = {**_benchmarks(ours, say), **(benchmarks or {})}
+    check_benchmarks(benchmarks or {}, ours)
+    unnamed = [score for score in ours if score.task not in (benchmarks or {})]
+    known = {**_benchmarks(unnamed, say), **(benchmarks or {})}
     user = attempt("asking who you are", lambda: str(open_hub().whoami()["name"]), say)
     files = eval_results_files(ours, known, source=source, user=user)
 
@@ -105,31 +108,72 @@ def submit_scores(
         return _scored(repo_id, there, ours, scores, say).with_files(files)
 
     _tell(make(remote), files, known, ours, say)
-    request = pull_request if pull_request is not None else not _may_write(repo_id, user)
     variants = ", ".join(sorted({f"{s.task} {s.variant}" for s in ours}))
-    word = f"scores {variants}" if request else None
-    if dry_run:
-        return plan(make, repo_id, kind="model", pull_request=word, say=say)
-    return publish(
+    return _deliver(
         make,
         repo_id,
         kind="model",
         message=f"Add scores of {ours[0].task}" + (" and others" if len({s.task for s in ours}) > 1 else ""),
         description=f"Scored with lm-evaluation-harness and lm-eval-kinject: {variants}.",
-        pull_request=word,
+        word=f"scores {variants}",
+        pull_request=pull_request,
+        dry_run=dry_run,
         say=say,
     )
 
 
-def _may_write(repo_id: str, user: str) -> bool:
-    if repo_id.split("/")[0] == user:
-        return True
-    orgs = attempt("asking who you are", lambda: open_hub().whoami().get("orgs") or [], quiet)
-    return repo_id.split("/")[0] in {org.get("name") for org in orgs}
+def _deliver(
+    make: Make,
+    repo_id: str,
+    *,
+    kind: Literal["model", "dataset"],
+    message: str,
+    word: str,
+    pull_request: bool | None,
+    dry_run: bool,
+    say: Say,
+    description: str = "",
+    public: bool = False,
+) -> Published | Plan:
+    """Publishes, or plans it: directly, or as a pull request where that was asked for or must be."""
+    request = pull_request if pull_request is not None else not _may_write(repo_id)
+    if dry_run:
+        return plan(make, repo_id, kind=kind, public=public, pull_request=word if request else None, say=say)
+
+    def go(request: bool) -> Published:
+        return publish(
+            make,
+            repo_id,
+            kind=kind,
+            message=message,
+            description=description,
+            public=public,
+            pull_request=word if request else None,
+            say=say,
+        )
+
+    try:
+        return go(request)
+    except RefusedError as problem:
+        # A member of an organisation may be one who only reads; who may write is for the Hub to say.
+        if problem.status != 403 or pull_request is not None or request or look(repo_id, kind, say=say) is None:
+            raise
+    say(f"you may not commit to {repo_id}: opening a pull request instead")
+    return go(True)
+
+
+def _may_write(repo_id: str) -> bool:
+    """Whether a direct commit is worth a try: to what is one's own, or an organisation's that one doesn't just read."""
+    me = attempt("asking who you are", lambda: open_hub().whoami(), quiet)
+    orgs = {org.get("name") for org in me.get("orgs") or [] if org.get("roleInOrg") != "read"}
+    return repo_id.split("/")[0] in {me["name"], *orgs}
 
 
 def _benchmarks(scores: Iterable[Score], say: Say) -> dict[str, str]:
-    """Which of the scores' data sets are benchmarks on the Hub: those whose ``eval.yaml`` has a fitting task."""
+    """Which of the scores' data sets are benchmarks on the Hub: those whose ``eval.yaml`` has a fitting task.
+
+    That is one of the same configuration and split; of several, the one that is called as lm_eval calls the task.
+    """
     found: dict[str, str] = {}
     for score in scores:
         if score.task in found or score.dataset.count("/") != 1:
@@ -139,11 +183,25 @@ def _benchmarks(scores: Iterable[Score], say: Say) -> dict[str, str]:
         except HubError:
             continue  # a local folder that looks like an id, or one that isn't for us: no benchmark then
         data = read_remote(score.dataset, "dataset", "eval.yaml", remote, say)
-        tasks = (yaml.safe_load(data) or {}).get("tasks") or [] if data else []
-        fitting = [t for t in tasks if t.get("config", "default") == (score.config or "default")]
-        if fitting:
-            found[score.task] = f"{score.dataset}#{fitting[0]['id']}"
+        wanted = (score.config or "default", score.split or "test")
+        fitting = [t for t in _tasks(data) if (t.get("config", "default"), t.get("split", "test")) == wanted]
+        named = [t for t in fitting if t["id"] == score.task] or fitting
+        if len(named) == 1:
+            found[score.task] = f"{score.dataset}#{named[0]['id']}"
+        elif named:
+            ids = ", ".join(str(t["id"]) for t in named)
+            say(f"{score.task}: {score.dataset} has several tasks of its split ({ids}); say which with --benchmark")
     return found
+
+
+def _tasks(eval_yaml: bytes | None) -> list[Mapping[str, Any]]:
+    """The tasks of somebody's ``eval.yaml``; none where it isn't one."""
+    try:
+        data = yaml.safe_load(eval_yaml or b"")
+    except yaml.YAMLError:
+        return []
+    listed = data.get("tasks") if isinstance(data, Mapping) else None
+    return [t for t in listed if isinstance(t, Mapping) and t.get("id")] if isinstance(listed, list) else []
 
 
 def _scored(repo_id: str, remote: Remote, ours: Sequence[Score], scores: Sequence[Score], say: Say) -> Content:
@@ -250,7 +308,7 @@ def submit_results(
         repo_id: the data set; made, private, if it isn't there.
         samples: whether samples are required and sent; without, only results are.
         public: open the repository to everybody.
-        pull_request: None: a pull request unless the repository is one's own.
+        pull_request: None: a pull request where one may not write to the repository.
         dry_run: change nothing and return the plan.
         say: hears what is being done.
 
@@ -273,22 +331,19 @@ def submit_results(
         old = read_remote(repo_id, "dataset", "README.md", remote, say)
         return Content({**files, "README.md": _results_card(repo_id, old, there | set(files))})
 
-    user = attempt("asking who you are", lambda: str(open_hub().whoami()["name"]), say)
-    request = pull_request if pull_request is not None else not _may_write(repo_id, user)
     names = sorted({submitted_name(one) for one in found})
-    word = f"results {', '.join(names)}" if request else None
-    if dry_run:
-        return plan(make, repo_id, kind="dataset", public=public, pull_request=word, say=say)
-    done = publish(
+    done = _deliver(
         make,
         repo_id,
         kind="dataset",
         message=f"Add results of {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
-        public=public,
-        pull_request=word,
+        word=f"results {', '.join(names)}",
+        pull_request=pull_request,
+        dry_run=dry_run,
         say=say,
+        public=public,
     )
-    for name in names:
+    for name in [] if dry_run else names:
         say(f'datasets.load_dataset("{repo_id}", "{name}__results", split="latest")')
     return done
 

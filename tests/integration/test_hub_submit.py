@@ -55,10 +55,10 @@ def results(hub: HubServer, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def benchmark(hub: HubServer) -> None:
+def benchmark(hub: HubServer, *tasks: dict[str, str]) -> None:
     repo = hub.store.create("dataset", "other/bench", "other", private=False)
-    task = {"id": "cloze", "config": "default", "split": "test"}
-    content = {"name": "b", "description": "b", "evaluation_framework": "inspect-ai", "tasks": [task]}
+    listed = list(tasks) or [{"id": "cloze", "config": "default", "split": "test"}]
+    content = {"name": "b", "description": "b", "evaluation_framework": "inspect-ai", "tasks": listed}
     head = repo.resolve("main")
     files = {**head.files, "eval.yaml": hub.store.put(yaml.safe_dump(content).encode())}
     repo.refs["refs/heads/main"] = hub.store.commit(repo, head.id, files, "bench", "other").id
@@ -164,6 +164,90 @@ def test_a_dataset_that_is_a_benchmark_is_found(hub: HubServer, run: Path, tmp_p
     submit_scores([file], "me/ft-par")
     names = [path for path in hub.store.files("me/ft-par") if path.startswith(".eval_results/")]
     assert len(names) == 1
+
+
+def found_benchmarks(hub: HubServer, tmp_path: Path, said: list[str]) -> list[str]:
+    """The task ids that a score on other/bench is submitted under."""
+    file = make_results(tmp_path / "out", model="me/reader", peft="me/ft-par", k=0, identity=head(hub, "me/ft-par"))
+    data = json.loads(file.read_text())
+    data["configs"][TASK]["dataset_path"] = "other/bench"
+    file.write_text(json.dumps(data))
+    submit_scores([file], "me/ft-par", say=said.append)
+    files = hub.store.files("me/ft-par")
+    return [yaml.safe_load(data)[0]["dataset"]["task_id"] for path, data in files.items() if path.startswith(".eval_r")]
+
+
+def test_a_benchmarks_task_is_of_the_same_split(hub: HubServer, run: Path, tmp_path: Path) -> None:
+    benchmark(hub, {"id": "dev", "split": "validation"}, {"id": "cloze", "split": "test"})
+    assert found_benchmarks(hub, tmp_path, []) == ["cloze"]
+
+
+def test_of_several_tasks_of_a_split_none_is_guessed(hub: HubServer, run: Path, tmp_path: Path) -> None:
+    benchmark(hub, {"id": "one"}, {"id": "two"})
+    said: list[str] = []
+    assert found_benchmarks(hub, tmp_path, said) == []
+    assert any("several tasks of its split (one, two); say which with --benchmark" in line for line in said)
+
+
+def test_of_several_tasks_of_a_split_the_one_of_the_same_name_counts(hub: HubServer, run: Path, tmp_path: Path) -> None:
+    benchmark(hub, {"id": "one"}, {"id": TASK})
+    assert found_benchmarks(hub, tmp_path, []) == [TASK]
+
+
+def test_a_benchmark_of_what_was_not_scored_is_refused(hub: HubServer, run: Path, results: Path) -> None:
+    with pytest.raises(PublishError, match="A benchmark was named for mmlu, of which there is no score"):
+        submit_scores([results], "me/ft-par", benchmarks={"mmlu": "cais/mmlu"})
+
+
+# Who may write --------------------------------------------------------------------------------------------------------
+
+DIRECT = "POST .*/commit/main"
+
+
+@pytest.fixture
+def org(hub: HubServer, results: Path, tmp_path: Path) -> Path:
+    """A model of an organisation that one is a member of, and results of it."""
+    hub.store.orgs["lab"] = {"me", "other"}
+    hub.store.create("model", "lab/base", "other", private=False)
+    return make_results(tmp_path / "lab", model="lab/base", peft=None, k=3, identity=head(hub, "lab/base"))
+
+
+def test_a_member_who_may_write_commits(hub: HubServer, org: Path) -> None:
+    assert submit_scores([org], "lab/base").pull_request is None  # type: ignore[union-attr]
+    assert "README.md" in hub.store.files("lab/base")
+
+
+def test_a_member_who_only_reads_opens_a_pull_request(hub: HubServer, org: Path) -> None:
+    said: list[str] = []
+    with hub.trouble(Fault(403, DIRECT)):
+        done = submit_scores([org], "lab/base", say=said.append)
+    assert done.pull_request == f"{hub.url}/lab/base/discussions/1"  # type: ignore[union-attr]
+    assert "you may not commit to lab/base: opening a pull request instead" in said
+    assert "README.md" not in hub.store.files("lab/base")
+
+
+def test_whom_the_hub_calls_a_reader_is_not_tried(hub: HubServer, org: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orgs = [{"name": "lab", "roleInOrg": "read"}]
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: {"name": "me", "orgs": orgs})
+    with hub.trouble() as plan:
+        done = submit_scores([org], "lab/base")
+    assert done.pull_request  # type: ignore[union-attr]
+    assert len([line for line in plan.seen if "/commit/" in line]) == 1
+
+
+def test_a_pull_request_can_be_asked_for(hub: HubServer, org: Path) -> None:
+    assert submit_scores([org], "lab/base", pull_request=True).pull_request  # type: ignore[union-attr]
+    hub.store.create("dataset", "lab/results", "other", private=False)
+    assert submit_results([org], "lab/results", pull_request=True).pull_request  # type: ignore[union-attr]
+    assert set(hub.store.files("lab/results", "dataset")) == {".gitattributes"}
+
+
+def test_a_direct_commit_that_was_asked_for_is_no_pull_request(hub: HubServer, org: Path) -> None:
+    with hub.trouble(Fault(403, DIRECT)), pytest.raises(HubError, match="open a pull request instead"):
+        submit_scores([org], "lab/base", pull_request=False)
+    with hub.trouble(Fault(403, "POST /api/repos/create")), pytest.raises(HubError, match="the Hub answered 403"):
+        submit_results([org], "lab/none")  # there is nothing to open one to
+    assert not hub.store.repos["model", "lab/base"].discussions
 
 
 def broken(file: Path, **changes: Any) -> Path:

@@ -121,6 +121,8 @@ def test_push_of_a_folder_that_is_no_run(monkeypatch, capsys, tmp_path: Path) ->
             ["--base", "--corpus", "--unchecked-base"],
         ),
         ("dataset", ["--licence", "mit", "--results", "x"], ["--licence", "--results"]),
+        ("model", ["--benchmark", "a=me/q"], ["--benchmark is for --as run"]),
+        ("run", ["--benchmark", "me/q"], ["--benchmark 'me/q' must be TASK=OWNER/DATASET"]),
         ("model", ["--framework", "inspect-ai"], ["--framework is for --as dataset"]),
         ("run", ["--framework", "inspect-ai"], ["--framework is for --as dataset"]),
         ("run", ["--public", "--pr"], ["--public is for a repository of your own"]),
@@ -131,6 +133,42 @@ def test_push_refuses_options_that_mean_nothing(monkeypatch, capsys, tmp_path: P
     err = capsys.readouterr().err
     assert f"{len(named)} problem" in err
     assert all(text in err for text in named)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "named"),
+    [
+        ("model", ["--public", "--no-samples"], ["--public", "--no-samples"]),
+        ("dataset", ["--source", "https://x", "--benchmark", "a=me/q"], ["--source", "--benchmark"]),
+        ("dataset", ["--public", "--pr"], ["--public is for a repository of your own"]),
+        ("model", ["--benchmark", "a=q", "--benchmark", "b"], ["'a=q' must be", "'b' must be"]),
+    ],
+)
+def test_submit_refuses_options_that_mean_nothing(monkeypatch, capsys, tmp_path: Path, kind, options, named) -> None:
+    assert run(monkeypatch, "submit", str(tmp_path), "--to", "me/x", "--as", kind, *options) == 1
+    err = capsys.readouterr().err
+    assert f"{len(named)} problem" in err
+    assert "kinject submit" in err
+    assert all(text in err for text in named)
+
+
+def test_push_and_submit_hand_on_benchmarks_and_pull_requests(monkeypatch, capsys, tmp_path: Path) -> None:
+    from lm_eval_kinject.hub.publish import Published
+
+    seen: list[dict[str, object]] = []
+
+    def note(*_: object, **options: object) -> Published:
+        seen.append(options)
+        return Published("me/x", "model", "c" * 40, "https://hub/me/x", (), ())
+
+    for name in ("push.push_run", "submit.submit_scores", "submit.submit_results"):
+        monkeypatch.setattr(f"lm_eval_kinject.hub.{name}", note)
+    benchmark = ("--benchmark", "a=me/q#cloze", "--benchmark", "b=me/r", "--pr")
+    assert run(monkeypatch, "push", str(tmp_path), "--to", "me/x", *benchmark) == 0
+    assert run(monkeypatch, "submit", str(tmp_path), "--to", "me/x", *benchmark) == 0
+    assert run(monkeypatch, "submit", str(tmp_path), "--to", "me/x", "--as", "dataset") == 0
+    assert [one.get("benchmarks") for one in seen] == [{"a": "me/q#cloze", "b": "me/r"}] * 2 + [None]
+    assert [one["pull_request"] for one in seen] == [True, True, None]
 
 
 def test_train_with_a_recipe_that_is_not_there(monkeypatch, capsys) -> None:

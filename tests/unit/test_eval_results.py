@@ -13,7 +13,7 @@ from helpers.hub_run import make_results
 from hub_server.validation import check_eval_results, check_eval_yaml
 from huggingface_hub import parse_eval_result_entries
 
-from lm_eval_kinject.errors import PublishError
+from lm_eval_kinject.errors import ArgumentError, PublishError
 from lm_eval_kinject.hub.eval_results import (
     Results,
     Score,
@@ -23,6 +23,7 @@ from lm_eval_kinject.hub.eval_results import (
     interval,
     latest,
     model_index,
+    parse_benchmarks,
     read_results,
     scores_of,
 )
@@ -121,6 +122,15 @@ def test_eval_results_files(tmp_path: Path) -> None:
     assert any("retriever=minilm" in data.decode() and "corpus=current_events@40c3b8c940c3" in data.decode()
                for data in files.values())  # fmt: skip
     assert eval_results_files(scores, {}) == {}
+
+
+def test_benchmarks_from_the_command_line() -> None:
+    texts = ["a=me/x", "b=me/y#cloze", "a=me/x"]
+    assert parse_benchmarks(texts, "kinject push") == {"a": "me/x", "b": "me/y#cloze"}
+    with pytest.raises(ArgumentError) as caught:
+        parse_benchmarks(["me/x", "a=x", "=me/x", "a=me/x#", "b=me/x", "b=me/y"], "kinject push")
+    assert "5 problems in kinject push" in str(caught.value)
+    assert "--benchmark names two for b; remove one" in str(caught.value)
 
 
 def test_of_several_runs_the_latest_counts(tmp_path: Path) -> None:
