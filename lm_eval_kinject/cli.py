@@ -353,7 +353,7 @@ def adapters_pull(name: Annotated[str, typer.Argument(help="an adapter's name")]
 
 @adapters_app.command("verify")
 def adapters_verify(name: Annotated[str, typer.Argument(help="an adapter's name")]) -> None:
-    """Check everything that an adapter's record claims."""
+    """Check an adapter's record against its files, its base, and what its run says."""
     from lm_eval_kinject.hub.adapters import verify
 
     verify(name, _say)

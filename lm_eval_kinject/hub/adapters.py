@@ -31,6 +31,7 @@ from lm_eval_kinject.hub.registry import (
     READER,
     Record,
     ResolvedAdapter,
+    ScoreOf,
     check_base,
     file_problems,
     find_record,
@@ -60,11 +61,13 @@ def pull(name: str, say: Say = quiet) -> ResolvedAdapter:
 
 
 def verify(name: str, say: Say = quiet) -> Record:
-    """Checks everything that a record claims.
+    """Checks what a record claims, as far as files can tell.
 
     Downloads at the pinned revision; then: digests of all files; nothing pickled anywhere in the repository; no weights
-    that the record doesn't list; fingerprints of recipe and corpus as the run's own ``kinject.json`` has them; the base
-    that the adapter's configuration names; and that every tensor fits the base's.
+    that the record doesn't list; recipe, corpus, base (name, and revision or fingerprint), variant, licence and scores
+    as the run's own ``kinject.json`` has them; the base and revision that the adapter's configuration names; and that
+    every tensor fits the base's. The ``kinject.json`` of a record with a ``folder`` has no licence and no scores, so
+    there these two aren't checked; nor is anywhere whether training and scoring would give the same again.
 
     Raises:
         ModelError: listing everything that isn't as the record says.
@@ -115,18 +118,48 @@ def listing_problems(remote: Remote, known: set[str]) -> list[str]:
 
 
 def _claim_problems(record: Record, folder: Path) -> list[str]:
+    """Where the record says something else than the run's own ``kinject.json``.
+
+    That of a folder beside the record knows neither licence nor scores: those are the record's own word.
+    """
     if FILE not in record.files:
-        return [f"there is no {FILE}: recipe and corpus can't be checked"]
+        return [f"there is no {FILE}: recipe, corpus, base, licence and scores can't be checked"]
     try:
         run = parse_run((folder / FILE).read_bytes())
     except PublishError as problem:
         return [str(problem)]
+    told = _told(run, record.repo)
     problems = []
-    if run.recipe_fingerprint != record.recipe:
-        problems.append(f"the recipe is another one ({run.recipe_fingerprint[:16]}…, not {record.recipe[:16]}…)")
-    if run.corpus.get("fingerprint") != record.corpus.fingerprint:
-        problems.append(f"the corpus is another one ({str(run.corpus.get('fingerprint'))[:16]}…)")
-    return problems
+    if told["recipe"] != record.recipe:
+        problems.append(f"the recipe is another one ({told['recipe'][:16]}…, not {record.recipe[:16]}…)")
+    if told["corpus"]["fingerprint"] != record.corpus.fingerprint:
+        problems.append(f"the corpus is another one ({str(told['corpus']['fingerprint'])[:16]}…)")
+    claims = {
+        "corpus.name": (record.corpus.name, told["corpus"]["name"]),
+        "base.name": (record.base.name, told["base"]["name"]),
+        "base.revision": (record.base.revision, told["base"].get("revision")),
+        "base.fingerprint": (record.base.fingerprint, told["base"].get("fingerprint")),
+        "adapter": (record.adapter, told["adapter"]),
+    }
+    may_be_left_out = {
+        "corpus.revision": (record.corpus.revision, told["corpus"]["revision"]),
+        "variant": (record.variant, told["variant"]),
+        "licence": (record.licence if record.repo else None, told["licence"]),
+    }
+    claims |= {key: pair for key, pair in may_be_left_out.items() if pair[0]}
+    for key, (claimed, known) in claims.items():
+        if claimed != known:
+            problems.append(f"{key} is {claimed!r} in the record, {known!r} in {FILE}")
+    return problems + (_score_problems(record, told["scores"]) if record.repo else [])
+
+
+def _score_problems(record: Record, told: Sequence[Mapping[str, Any]]) -> list[str]:
+    known = [ScoreOf.model_validate(score) for score in told]
+    return [
+        f"the score {score.task} {score.metric} {score.value:g} (k={score.k}, n={score.n}) is not in {FILE}"
+        for score in record.scores
+        if score not in known
+    ]
 
 
 def _base_problems(record: Record, folder: Path, say: Say) -> list[str]:
@@ -137,6 +170,9 @@ def _base_problems(record: Record, folder: Path, say: Say) -> list[str]:
     named = config.get("base_model_name_or_path")
     if named != record.base.name:
         return [f"adapter_config.json is for the base {named!r}, the record for {record.base.name!r}"]
+    if config.get("revision") != record.base.revision:
+        revisions = f"{config.get('revision')} of {named}, the record for {record.base.revision}"
+        return [f"adapter_config.json is for revision {revisions}"]
     base = _base_shapes(record, say)
     problems = []
     for path in record.files:
@@ -250,41 +286,50 @@ def _record_of(repo_id: str, remote: Remote, run: Run, name: str | None, say: Sa
             digest = file.sha256 or sha256(read_remote(repo_id, "model", path, remote, say) or b"").hexdigest()
             files[path] = {"sha256": digest, "size": file.size}
     where = {"repo": repo_id, "revision": remote.commit}
-    base = {"name": run.published.get("base") or run.base["name"], "revision": run.base.get("commit")}
-    return _made(run, where, base, files, name or repo_id.split("/")[1].lower(), repo_id)
+    return _made(run, repo_id, where, files, name or repo_id.split("/")[1].lower())
 
 
-def _made(
-    run: Run, where: Mapping[str, str], base: Mapping[str, Any], files: Mapping[str, Any], name: str, subject: str
-) -> Record:
+def _told(run: Run, repo_id: str | None, subject: str | None = None) -> dict[str, Any]:
+    """What a run's ``kinject.json`` says of all that a record claims.
+
+    Args:
+        run: as published, or of a folder.
+        repo_id: where it is published; None: the base is one of this disk, and has a fingerprint.
+        subject: under which name scores are the run's; default: the repository's.
+    """
+    published = run.published
+    identity = {"revision": run.base.get("commit")} if repo_id else {"fingerprint": run.base.get("fingerprint")}
     scores = [
         {key: one.get(key) for key in ("task", "metric", "value", "n", "k")}
         | {"retriever": (one.get("setting") or {}).get("retriever")}
         for one in run.scores
-        if one.get("subject") == subject
+        if one.get("subject") == (subject or repo_id)
     ]
-    plain = {
-        "name": name,
-        "summary": f"{run.recipe['variant']} ({run.recipe['method']}) of {run.corpus['name']}",
-        **where,
+    return {
         "adapter": run.is_adapter,
-        "base": base,
+        "base": {"name": published.get("base") or run.base["name"], **identity},
         "corpus": {
-            "name": run.published.get("corpus") or run.corpus["name"],
-            "revision": run.published.get("corpus_revision") or run.corpus.get("revision"),
+            "name": published.get("corpus") or run.corpus["name"],
+            "revision": published.get("corpus_revision") or run.corpus.get("revision"),
             "fingerprint": run.corpus["fingerprint"],
         },
         "recipe": run.recipe_fingerprint,
         "variant": str(run.recipe["variant"]),
-        "licence": run.published.get("licence_name") or run.published.get("licence"),
-        "files": files,
+        "licence": published.get("licence_name") or published.get("licence"),
         "scores": scores,
     }
+
+
+def _made(run: Run, repo_id: str | None, where: Mapping[str, str], files: Mapping[str, Any], name: str) -> Record:
+    told = _told(run, repo_id, repo_id or name)
+    scores = told.pop("scores")
+    summary = f"{run.recipe['variant']} ({run.recipe['method']}) of {run.corpus['name']}"
+    plain = {"name": name, "summary": summary, **where, **told, "files": files, "scores": scores}
     try:
         return Record.model_validate(plain)
     except ValidationError as problem:
         wrong = [f"  - {'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in problem.errors()]
-        raise ModelError("\n".join([f"{subject} can't be registered:", *wrong])) from problem
+        raise ModelError("\n".join([f"{repo_id or name} can't be registered:", *wrong])) from problem
 
 
 def bundle(
@@ -326,8 +371,7 @@ def bundle(
     check_subjects(found, run_folder)
     run = Run({**run.data, "scores": [{**score.plain(), "subject": name} for score in merge_scores((), found)]})
     files = {path: {"sha256": content.sha256(path), "size": content.size(path)} for path in sorted(content.files)}
-    base = {"name": READER, "fingerprint": run.base.get("fingerprint")}
-    record = _made(Run({**run.data, "published": {"licence": licence}}), {"folder": name}, base, files, name, name)
+    record = _made(Run({**run.data, "published": {"licence": licence}}), None, {"folder": name}, files, name)
     target = Path(registry)
     if (target / f"{name}.yaml").exists():
         raise ModelError(f"There is a record {name} in {target.name} already: remove it first.")

@@ -4,8 +4,9 @@ What it is for: `resolve` turns ``adapter=NAME`` into a folder at the record's o
 it loads no model, writes no record (adapters.py does), and trusts nothing that it downloads: every file of a record has
 a digest, and a file without one is not fetched.
 
-The one idea: a record is a claim (these files, made from this base by this recipe out of this corpus), and everything
-in it can be checked by anybody: `resolve` checks the files that it hands over, ``kinject adapters verify`` all of it.
+The one idea: a record is a claim (these files, made from this base by this recipe out of this corpus) that is checked
+against what the files say of themselves: `resolve` checks the files that it hands over, ``kinject adapters verify``
+also the record's words against the run's ``kinject.json``. That the run did what it says only a rerun would show.
 
 Records lie in ``adapters/`` of the package, and in ``$KINJECT_CACHE/adapters`` (default:
 ``~/.cache/lm-eval-kinject/adapters``) for one's own, which win. A record names a Hub repository and commit, or a folder

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from helpers.hub_fixture import TOKEN, local_hub
 from helpers.hub_run import HIDDEN, make_base, make_results, make_run
+from helpers.hub_run import record as record_of
 from hub_server import Fault, HubServer
 
 from lm_eval_kinject.errors import HubError, ModelError, PublishError
@@ -398,6 +399,56 @@ def test_add_resolve_and_verify(hub: HubServer, run: Path, results: Path) -> Non
     verify("ft-par", say=said.append)
     assert "every tensor fits me/reader" in said
     assert add("me/ft-par") == file  # the same again
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"licence": "mit"}, "licence is 'mit' in the record, 'apache-2.0' in"),
+        ({"variant": "ft-reg"}, "variant is 'ft-reg' in the record, 'ft-par' in"),
+        ({"base": {"name": "me/reader", "revision": "0" * 40}}, "base.revision is '0000000000"),
+        ({"base": {"name": "me/reader", "revision": "0" * 40}}, "adapter_config.json is for revision "),
+        ({"corpus__revision": "another edition"}, "corpus.revision is 'another edition' in the record, 'newswire"),
+        ({"scores__1__value": 0.875}, r"the score current_events_cloze acc 0.875 \(k=3, n=8\) is not in kinject"),
+        ({"scores__0__k": 1}, r"the score current_events_cloze acc 0.5 \(k=1, n=8\) is not in kinject"),
+    ],
+)
+def test_a_record_that_says_something_else_than_the_run(
+    hub: HubServer, run: Path, results: Path, changes: dict[str, Any], text: str
+) -> None:
+    submit_scores([results], "me/ft-par")
+    file = add("me/ft-par")
+    record = yaml.safe_load(file.read_text())
+    for key, value in changes.items():
+        place: Any = record
+        *parents, last = key.split("__")
+        for parent in parents:
+            place = place[int(parent) if parent.isdigit() else parent]
+        place[last] = value
+    file.write_text(yaml.safe_dump(record))
+    with pytest.raises(ModelError, match=text):
+        verify("ft-par")
+
+
+def test_a_record_may_leave_out_licence_and_scores(hub: HubServer, run: Path, results: Path) -> None:
+    submit_scores([results], "me/ft-par")
+    file = add("me/ft-par")
+    record = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**record, "scores": record["scores"][:1], "licence": None}))
+    verify("ft-par")
+
+
+def test_a_whole_model_is_checked_against_its_run_too(hub: HubServer, run: Path, tmp_path: Path) -> None:
+    whole = make_base(tmp_path / "ft-full", seed=3)
+    data = record_of(tmp_path / "reader")
+    data["recipe"] |= {"method": "full"}
+    (whole / "kinject.json").write_text(json.dumps(data))
+    push_run(whole, "me/ft-full", base="me/reader")
+    file = add("me/ft-full")
+    assert verify("ft-full").adapter is False
+    file.write_text(file.read_text().replace("name: me/reader", "name: me/other"))
+    with pytest.raises(ModelError, match=r"base\.name is 'me/other' in the record, 'me/reader' in kinject\.json"):
+        verify("ft-full")
 
 
 def test_a_record_is_written_last(hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

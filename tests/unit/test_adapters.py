@@ -89,6 +89,12 @@ def test_changed_files_are_refused(bundled: Path) -> None:
     [
         ({"recipe": "0" * 64}, "the recipe is another one"),
         ({"corpus": {"name": "x", "fingerprint": "0" * 64}}, "the corpus is another one"),
+        ({"corpus": {"name": "x", "fingerprint": "40c3b8c9" * 8}}, "corpus.name is 'x' in the record, 'current_"),
+        ({"variant": "ft-reg"}, r"variant is 'ft-reg' in the record, 'ft-par' in kinject\.json"),
+        ({"base": {"name": "reader"}}, "base.fingerprint is None in the record, '"),
+        ({"base": {"name": "reader", "revision": "0" * 40}}, "adapter_config.json is for revision None of reader"),
+        ({"adapter": False}, r"adapter is False in the record, True in kinject\.json"),
+        ({"adapter": False, "base": {"name": "me/other"}}, "base.name is 'me/other' in the record, 'reader'"),
         ({"base": {"name": "me/other"}}, "adapter_config.json is for the base 'reader', the record for 'me/other'"),
     ],
 )
