@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_kinject.errors import ArgumentError, PublishError
+from lm_eval_kinject.hub.run import BUNDLED_CORPUS, HUB_CORPUS
 from lm_eval_kinject.provenance import fingerprint
 
 __all__ = [
@@ -475,11 +476,40 @@ def _retrieval_gaps(kinject: Mapping[str, Any]) -> list[str]:
         missing.append("kinject.corpora: which corpus was searched")
     for corpus in kinject.get("corpora") or ():
         missing += [f"kinject.corpora.{corpus.get('name')}.fingerprint"] if not corpus.get("fingerprint") else []
+        missing += _corpus_gaps(corpus)
     if not kinject.get("retrievers"):
         missing.append("kinject.retrievers: what searched it")
     for retriever in kinject.get("retrievers") or ():
         missing += (
             [f"kinject.retrievers.{retriever.get('name')}.fingerprint"] if not retriever.get("fingerprint") else []
         )
+        missing += _encoder_gaps(retriever)
     missing += [f"kinject.prompt.{n}" for n in _TOLD if n not in (kinject.get("prompt") or {})]
     return missing
+
+
+def _corpus_gaps(corpus: Mapping[str, Any]) -> list[str]:
+    """A fingerprint names a corpus but gives it to nobody: it must be on the Hub at a commit, or in this package."""
+    source, place = str(corpus.get("source") or ""), f"kinject.corpora.{corpus.get('name')}"
+    if source.startswith(BUNDLED_CORPUS) or (source.startswith(HUB_CORPUS) and _is_commit(corpus.get("revision"))):
+        return []
+    if source.startswith(HUB_CORPUS):
+        return [f"{place}.revision: no commit of that data set; score with corpus=OWNER/NAME@COMMIT"]
+    push = "push it (`kinject push FOLDER --as dataset`) and score with corpus=OWNER/NAME"
+    return [f"{place}: nobody else has it ({source or 'its source is not said'}); {push}"]
+
+
+def _encoder_gaps(retriever: Mapping[str, Any]) -> list[str]:
+    """The same for the models that embed; those without any, such as bm25, come with this package."""
+    encoder = retriever.get("encoder") or {}
+    local = {
+        str(model.get("folder") or model.get("repo") or "a model")
+        for model in (encoder.get("query_model"), encoder.get("passage_model"))
+        if isinstance(model, Mapping) and "package" not in model and not _is_commit(model.get("commit"))
+    }
+    place = f"kinject.retrievers.{retriever.get('name')}.encoder"
+    return [f"{place}: {name} is on no Hub at a commit; push it and score with its Hub id" for name in sorted(local)]
+
+
+def _is_commit(revision: Any) -> bool:
+    return isinstance(revision, str) and re.fullmatch(r"[0-9a-f]{40}", revision) is not None

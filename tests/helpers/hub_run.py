@@ -130,7 +130,12 @@ def make_results(
         kinject |= {
             "retriever": retriever,
             "retrievers": [{"name": retriever, "fingerprint": "ab" * 32}],
-            "corpora": [{"name": "current_events", "fingerprint": "40c3b8c9" * 8, "chunks": 455}],
+            "corpora": [
+                {
+                    "name": "current_events", "fingerprint": "40c3b8c9" * 8, "chunks": 455,
+                    "source": "bundled corpus of current_events",
+                }
+            ],
             "prompt": {
                 "query": "question", "placement": "question", "order": "relevance", "fusion": "concat",
                 "context_template": "{{ x }}", "context_tokens": None, "max_length": 512,

@@ -28,6 +28,7 @@ from lm_eval_kinject.hub.eval_results import (
     scores_of,
 )
 from lm_eval_kinject.hub.push import merge_scores
+from lm_eval_kinject.provenance import fingerprint
 
 TASK = "current_events_cloze"
 
@@ -82,7 +83,7 @@ def test_a_variant_is_its_setting(tmp_path: Path) -> None:
 
 
 def altered(tmp_path: Path, **kinject: object) -> Results:
-    file = make_results(tmp_path / str(kinject), model="me/reader", peft=None, k=3)
+    file = make_results(tmp_path / fingerprint(kinject)[:16], model="me/reader", peft=None, k=3)
     data = json.loads(file.read_text())
     data["config"]["kinject"] |= kinject
     file.write_text(json.dumps(data))
@@ -167,6 +168,41 @@ def test_newer_scores_replace_older_ones_of_the_same_setting(tmp_path: Path) -> 
 def test_a_whole_result_has_no_gaps(tmp_path: Path) -> None:
     assert gaps(read_results(make_results(tmp_path, model="me/reader", peft="me/a", k=3))[0], samples=True) == []
     assert gaps(read_results(make_results(tmp_path / "0", model="me/reader", peft=None, k=0))[0], samples=True) == []
+
+
+HUB_MODEL = {"repo": "me/encoder", "commit": "a" * 40}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "text"),
+    [
+        ({"source": "bundled corpus of current_events"}, None),
+        ({"source": "Hub dataset me/c", "revision": "a" * 40}, None),
+        ({"source": "Hub dataset me/c", "revision": None}, r"kinject.corpora.c.revision: no commit of that data set"),
+        ({"source": "files in c"}, "kinject.corpora.c: nobody else has it (files in c); push it"),
+        ({}, "kinject.corpora.c: nobody else has it (its source is not said)"),
+    ],
+)
+def test_a_corpus_that_nobody_else_has(tmp_path: Path, corpus: dict[str, str], text: str | None) -> None:
+    found = gaps(altered(tmp_path, corpora=[{"name": "c", "fingerprint": "f" * 64, **corpus}]), samples=False)
+    assert (found == []) if text is None else (len(found) == 1 and found[0].startswith(text))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "local"),
+    [
+        (None, []),
+        ({"query_model": {"package": "m", "version": "1"}, "passage_model": {"package": "m", "version": "1"}}, []),
+        ({"query_model": HUB_MODEL, "passage_model": HUB_MODEL}, []),
+        ({"query_model": HUB_MODEL, "passage_model": {"folder": "mine", "sha256": "f" * 64}}, ["mine"]),
+    ],
+)
+def test_a_retriever_that_nobody_else_has(tmp_path: Path, encoder: object, local: list[str]) -> None:
+    retriever = {"name": "r", "fingerprint": "f" * 64, **({"encoder": encoder} if encoder else {})}
+    found = gaps(altered(tmp_path, retrievers=[retriever]), samples=False)
+    assert found == [
+        f"kinject.retrievers.r.encoder: {n} is on no Hub at a commit; push it and score with its Hub id" for n in local
+    ]
 
 
 def test_what_is_no_results_file(tmp_path: Path) -> None:
