@@ -22,13 +22,13 @@ import yaml
 from lm_eval_kinject.errors import HubError, PublishError
 from lm_eval_kinject.hub.cards import CardFacts
 from lm_eval_kinject.hub.client import RefusedError, Say, attempt, check_repo_id, open_hub, quiet
+from lm_eval_kinject.hub.completeness import gaps
 from lm_eval_kinject.hub.content import Content, local_paths
 from lm_eval_kinject.hub.eval_results import (
     Results,
     Score,
     check_benchmarks,
     eval_results_files,
-    gaps,
     latest,
     model_index,
     read_results,

@@ -14,12 +14,12 @@ from hub_server.validation import check_eval_results, check_eval_yaml
 from huggingface_hub import parse_eval_result_entries
 
 from lm_eval_kinject.errors import ArgumentError, PublishError
+from lm_eval_kinject.hub.completeness import gaps
 from lm_eval_kinject.hub.eval_results import (
     Results,
     Score,
     eval_results_files,
     eval_yaml,
-    gaps,
     interval,
     latest,
     model_index,
