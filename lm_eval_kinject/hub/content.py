@@ -16,7 +16,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,22 @@ _LEFTOVERS = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "
 _CODE_FREE = (".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md", ".txt", ".jinja")
 _NO_PATHS_IN = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # "/usr" is a word there, not a place
 
-# A place on somebody's disk: an absolute path below a usual root, not part of a web address or of a longer word.
+# A place on somebody's disk, not part of a web address or of a longer word: an absolute path below a usual root, a path
+# of Windows (with a drive, or a share of a server), or any absolute path that exists here.
 _ROOTS = "|".join(
     "home Users root tmp var private mnt media data work workspace scratch opt srv export nfs content gpfs".split()
 )
-_START = r"(?<![\w:/.~-])"
+_START = r"(?<![\w/.~-])"
 _REST = r"[^\s\"'`<>|)\]},;]+"
-_PATH = re.compile(rf"{_START}(?:file://)?(?:/(?:{_ROOTS})/{_REST}|~/{_REST})" + r"|(?<!\w)[A-Za-z]:\\{1,2}\w[^\s\"']*")
+_NAME = r"[\w.$~-]+"
+_WINDOWS = (
+    rf"(?<!\w)[A-Za-z]:(?:\\{{1,2}}\w[^\s\"']*|/{_NAME}/{_REST})"
+    rf"|(?<![\w\\])(?:\\\\{_NAME}\\{_NAME}\\|\\\\\\\\{_NAME}\\\\{_NAME}\\\\)[^\s\"']+"
+)
+_PATH = re.compile(rf"{_START}(?:file://)?(?:/(?:{_ROOTS})/{_REST}|~/{_REST})|{_WINDOWS}")
+_ABSOLUTE = re.compile(rf"{_START}(?:file://)?(?P<path>/[^\s\"'`<>|)\]}},;/]+/{_REST})")
+_EVERYWHERE = ("/dev/", "/proc/", "/sys/", "/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/", "/etc/")
+"""Below these a name means the same on every machine, and questions ask about it."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +275,7 @@ def _text_problems(name: str, text: str, allowed: set[str]) -> list[str]:
         line = next((n for n, row in enumerate(text.splitlines(), 1) if has_token(row)), 1)
         problems.append(f"{name}, line {line}: holds an access token; remove it, and revoke the token")
     if name not in _NO_PATHS_IN:
-        found = [path for path in local_paths(text) if path not in allowed]
+        found = [path for path in local_paths(_plain_text(name, text)) if path not in allowed]
         problems += [
             f"{name}: names the local path {path}: push that first and say what it is called on the Hub"
             for path in dict.fromkeys(found)
@@ -280,7 +289,40 @@ def local_paths(text: str) -> list[str]:
     found = [match.group(0) for match in _PATH.finditer(text)]
     for place in sorted(here):
         found += re.findall(rf"{_START}{re.escape(place)}/{_REST}", text)
-    return list(dict.fromkeys(path.rstrip(".:") for path in found))
+    found += [match.group(0) for match in _ABSOLUTE.finditer(text) if _is_here(match["path"])]
+    return list(dict.fromkeys(path.rstrip(_PUNCTUATION) for path in found))
+
+
+_PUNCTUATION = ".:!?"
+
+
+def _is_here(path: str) -> bool:
+    return not path.startswith(_EVERYWHERE) and os.path.exists(path.rstrip(_PUNCTUATION))
+
+
+def _plain_text(name: str, text: str) -> str:
+    """A file's text; of JSON the texts in it: an escaped line break is no part of a Windows path."""
+    try:
+        if name.endswith(".json"):
+            return "\n".join(_strings(json.loads(text)))
+        if name.endswith(".jsonl"):
+            return "\n".join(one for line in text.splitlines() if line.strip() for one in _strings(json.loads(line)))
+    except ValueError:
+        pass  # not JSON, whatever its name says: looked through as it is
+    return text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in plain data, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
 
 
 def is_pickle(source: Path | bytes) -> bool:

@@ -33,6 +33,8 @@ TOKEN = "hf_" + "a1" * 17
     [
         '{"model": "/home/ann/reader"}', "see /Users/ann/x.json.", "~/corpora/a", r"C:\Users\ann\x", "/tmp/x",
         "file:///data/x", "(/mnt/disk/x)", '"C:\\\\Users\\\\ann"',
+        "realtimeqa:/home/ann/x", "D:/corpora/events.jsonl", "file:///C:/Users/ann", r"\\server\share\events.jsonl",
+        r'"\\\\server\\share\\x"', "/usr/lib", "see /usr/lib.", "(file:///usr/lib)",
     ],
 )  # fmt: skip
 def test_places_on_a_disk(text: str) -> None:
@@ -44,10 +46,29 @@ def test_places_on_a_disk(text: str) -> None:
     [
         "https://example.org/home/x", "me/reader", "and/or", "/", "a/tmp/b", "k=3", "1/2", "hf://datasets/me/x",
         "the ratio of home/away", "s3://data/x", "5~6/7", "http://127.0.0.1:80/tmp/x",
+        "https://example.org/usr/lib", "2024/01/02", "16:9/4:3", "text/html; a/b", "image/svg+xml", "/usr", "and /or/",
+        "/no-such-root/x", "#!/usr/bin/env python", "> /dev/null", "what is in /etc/passwd?", "Q:/A:", r"\\frac\alpha",
+        "Q: a:b/c", "10:/12", "</b></i>",
     ],
 )  # fmt: skip
 def test_what_only_looks_like_one(text: str) -> None:
     assert local_paths(text) == []
+
+
+def test_any_place_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.exists", lambda path: path == "/corp7/ann/events.jsonl")
+    text = "from /corp7/ann/events.jsonl, as https://example.org/corp7/ann/events.jsonl and /corp7/bob/events.jsonl"
+    assert local_paths(text) == ["/corp7/ann/events.jsonl"]
+
+
+def test_escapes_of_json_are_no_windows_paths() -> None:
+    Content({"x.jsonl": b'{"text": "Q:\\nWhat?\\nA:\\tThis."}\n', "x.json": b'["A:\\nB"]'}).check()
+    with pytest.raises(PublishError, match=r"names the local path C:.Users.ann"):
+        Content({"x.jsonl": b'{}\n{"text": "C:\\\\Users\\\\ann"}\n'}).check()
+    with pytest.raises(PublishError, match="names the local path /home/ann/x"):
+        Content({"x.json": b'{"/home/ann/x": 1}'}).check()
+    with pytest.raises(PublishError, match="names the local path /home/ann/x"):
+        Content({"x.json": b"not JSON, but /home/ann/x"}).check()
 
 
 def test_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
