@@ -19,7 +19,17 @@ from typing import Any, TypeVar
 from lm_eval_kinject import __version__
 from lm_eval_kinject.errors import ArgumentError, HubError, KinjectError
 
-__all__ = ["RefusedError", "Say", "attempt", "check_repo_id", "open_hub", "quiet", "redact", "status_of"]
+__all__ = [
+    "RefusedError",
+    "Say",
+    "attempt",
+    "check_repo_id",
+    "open_hub",
+    "quiet",
+    "redact",
+    "status_of",
+    "without_token",
+]
 
 Say = Callable[[str], None]
 """Takes a line for a person; the command line prints it."""
@@ -124,7 +134,7 @@ def attempt(doing: str, work: Callable[[], T], say: Say = quiet) -> T:
             if wait is None:
                 raise
             if wait < 0 or number == TRIES:
-                raise _error(doing, cause) from _without_token(problem)
+                raise _error(doing, cause) from without_token(problem)
             say(f"{doing}: {_short(cause)}; trying again in {wait:g} s ({number} of {TRIES - 1})")
             time.sleep(wait)
     raise AssertionError("unreachable")
@@ -135,7 +145,7 @@ def _error(doing: str, cause: BaseException) -> HubError:
     return HubError(explain(doing, cause)) if status is None else RefusedError(explain(doing, cause), status)
 
 
-def _without_token(problem: BaseException) -> BaseException | None:
+def without_token(problem: BaseException) -> BaseException | None:
     """The exception to chain; None if its text would carry a token into a traceback."""
     seen: BaseException | None = problem
     while seen is not None:

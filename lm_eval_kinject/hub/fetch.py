@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from lm_eval_kinject.errors import KinjectError
+from lm_eval_kinject.hub.client import without_token
 
 __all__ = ["Snapshot", "fetch_snapshot"]
 
@@ -104,22 +105,23 @@ def _download(
         raise error(
             f"The {kind} {at} is gated: accept its terms on its Hub page and log in with `hf auth login` (or set "
             f"HF_TOKEN). {advice}".strip()
-        ) from problem
+        ) from without_token(problem)
     except hub_errors.RevisionNotFoundError as problem:
         raise error(
             f"The {kind} {repo_id} has no revision {revision!r}: give a commit, tag or branch of it."
-        ) from problem
+        ) from without_token(problem)
     except hub_errors.RepositoryNotFoundError as problem:
         raise error(
             f"The Hub has no {kind} {repo_id!r} (or it is private and you are not logged in): check the spelling, or "
             f"run `hf auth login`. {advice}".strip()
-        ) from problem
+        ) from without_token(problem)
     except hub_errors.HFValidationError as problem:
-        raise error(f"{repo_id!r} is not a Hub id: it must be `owner/name`. {advice}".strip()) from problem
+        text = f"{repo_id!r} is not a Hub id: it must be `owner/name`. {advice}".strip()
+        raise error(text) from without_token(problem)
     except Exception as problem:
         if not _is_transport(problem):
             raise
-        raise error(_unreachable(kind, at, problem, advice)) from problem
+        raise error(_unreachable(kind, at, problem, advice)) from without_token(problem)
     path = Path(folder)
     return Snapshot(path, repo_id, path.name)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from helpers.hub_fixture import TOKEN, local_hub
 from helpers.hub_run import HIDDEN, make_base, make_results, make_run
 from helpers.hub_run import record as record_of
 from hub_server import Fault, HubServer
+from huggingface_hub import constants as hub_constants
 
 from lm_eval_kinject.errors import HubError, ModelError, PublishError
 from lm_eval_kinject.hub import registry
 from lm_eval_kinject.hub.adapters import add, pull, resolve, verify
+from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.hub.push import push_model, push_run
 from lm_eval_kinject.hub.submit import submit_results, submit_scores
 
@@ -363,6 +367,43 @@ def test_failed_uploads_are_errors(hub: HubServer, results: Path) -> None:
     with hub.trouble(Fault(500, "POST .*/commit/", times=2)):
         submit_results([results], "me/results")
     assert len(configs(hub)) == 8
+
+
+CARELESS = "what is {authorization}?"
+
+
+@pytest.mark.parametrize("request_", ["POST .*/commit/", "POST .*/preupload/", "GET .*/api/"])
+def test_no_token_where_a_server_repeats_it(
+    hub: HubServer, run: Path, results: Path, request_: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calls = {
+        "scores": lambda said: submit_scores([results], "me/ft-par", say=said.append),
+        "results": lambda said: submit_results([results], "me/results", say=said.append),
+    }
+    for call in calls.values():
+        said: list[str] = []
+        with hub.trouble(Fault(400, request_, times=-1, message=CARELESS)), pytest.raises(HubError) as caught:
+            call(said)
+        text = "".join([*traceback.format_exception(caught.value), *said, *capfd.readouterr()])
+        assert "<token>" in text
+        assert TOKEN not in text
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 500])
+def test_no_token_where_a_server_repeats_it_to_a_download(
+    hub: HubServer, run: Path, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    add("me/ft-par")
+    calls: list[Callable[[], object]] = [
+        lambda: fetch_snapshot("me/reader", kind="model", error=ModelError),
+        lambda: pull("ft-par"),
+    ]
+    shutil.rmtree(hub_constants.HF_HUB_CACHE)
+    for call in calls:
+        with hub.trouble(Fault(status, "GET ", times=-1, message=CARELESS)), pytest.raises(ModelError) as caught:
+            call()
+        text = "".join([*traceback.format_exception(caught.value), *capfd.readouterr()])
+        assert TOKEN not in text
 
 
 def test_datasets_reads_the_row_back(hub: HubServer, results: Path, tmp_path: Path) -> None:

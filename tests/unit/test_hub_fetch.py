@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -109,6 +110,30 @@ def test_failures(problem: Exception, message: str, monkeypatch: pytest.MonkeyPa
     assert message in str(caught.value)
     assert "a/b" in str(caught.value)
     assert caught.value.__cause__ is problem
+
+
+TOKEN = "hf_" + "a1" * 17
+
+
+@pytest.mark.parametrize("kind", ["itself", "cause", "context"])
+def test_no_token_in_a_traceback(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        told = hub_errors.HfHubHTTPError(f"what is Bearer {TOKEN}?", response=response(400))
+        if kind == "itself":
+            raise told
+        if kind == "cause":
+            raise hub_errors.LocalEntryNotFoundError("not in the cache") from told
+        try:
+            raise told
+        except hub_errors.HfHubHTTPError:
+            raise ConnectionError("none")  # noqa: B904 - a context without a cause is what is tested
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(ModelError) as caught:
+        fetch_snapshot("a/b", kind="model", error=ModelError)
+    text = "".join(traceback.format_exception(caught.value))
+    assert TOKEN not in text
+    assert "can't be reached" in text
 
 
 def test_other_errors_are_not_called_a_network_failure(monkeypatch: pytest.MonkeyPatch) -> None:
