@@ -99,11 +99,20 @@ PLAIN = """\
 import importlib.util, sys
 sys.path += {paths!r}  # what is installed, without the links to checkouts that would be followed at a usual start
 assert not any(map(importlib.util.find_spec, ["lm_eval_kinject", "kinject_trainer"]))
+import torch
 from peft import PeftModel
+from peft.utils import load_peft_weights
 from transformers import AutoModelForCausalLM
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("me/reader"), "me/reader-ft-par")
-print("LOADED", sum("lora" in name for name, _ in model.named_parameters()))
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {adapter!r})
+loaded = {{name.replace(".default.", "."): tensor for name, tensor in model.named_parameters() if "lora" in name}}
+file = load_peft_weights({adapter!r}, device="cpu")
+assert set(file) == set(loaded), sorted(set(file) ^ set(loaded))
+other = [name for name in file if not torch.equal(file[name], loaded[name].to(file[name].dtype))]
+assert not other, other
+assert any(tensor.any() for name, tensor in file.items() if "lora_B" in name), "B is zero, as in a fresh adapter"
+print("LOADED", len(file))
 """
+"""The modules of a LoRA are there, and zero, whatever the file holds: what counts is that its tensors are in them."""
 
 
 def score(story: Story, out: Path, home: Path) -> None:
@@ -117,9 +126,15 @@ def score(story: Story, out: Path, home: Path) -> None:
     run(command, {"HF_HOME": str(home)})
 
 
-def loads_with_plain_peft(scratch: Path) -> int:
-    """How many LoRA tensors the pushed adapter has where our packages aren't importable; run outside the checkout."""
-    program = PLAIN.format(paths=site.getsitepackages())
+def loads_with_plain_peft(scratch: Path, base: str = "me/reader", adapter: str = "me/reader-ft-par") -> int:
+    """How many LoRA tensors of an adapter arrive in the model where our packages aren't importable.
+
+    Run outside the checkout.
+
+    Raises:
+        RuntimeError: one doesn't arrive, or they leave the model as it is.
+    """
+    program = PLAIN.format(paths=site.getsitepackages(), base=base, adapter=adapter)
     command = [sys.executable, "-S", "-c", program]
     printed = run(command, {"HF_HOME": str(scratch / "fresh3"), "PYTHONPATH": ""}, cwd=scratch)
     return int(printed.split("LOADED")[1].strip())

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.hub_fixture import TOKEN
-from helpers.hub_story import Story, tell
+from helpers.hub_story import Story, loads_with_plain_peft, tell
 from helpers.local_tasks import TOWNS, chunk_text, copy_current_events
 from helpers.tiny_models import make_tiny
 
@@ -39,6 +39,30 @@ learning_rate: 1.0e-3
 forgetting: false
 validate_every: never
 """
+
+
+@pytest.mark.slow
+def test_the_check_with_plain_peft_can_fail(tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    base = str(make_tiny("llama", tmp_path))
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "a")
+    file = tmp_path / "a/adapter_model.safetensors"
+    tensors = load_file(file)
+    assert loads_with_plain_peft(tmp_path, base, str(tmp_path / "a")) == len(tensors)
+    changes = {
+        "no key fits": {key.replace("self_attn", "attention"): tensor for key, tensor in tensors.items()},
+        "B is zero": {key: tensor * ("lora_A" in key) for key, tensor in tensors.items()},
+    }
+    for changed in changes.values():
+        save_file(changed, file)
+        with pytest.raises(RuntimeError, match="AssertionError"):
+            loads_with_plain_peft(tmp_path, base, str(tmp_path / "a"))
 
 
 @pytest.mark.slow
