@@ -35,7 +35,7 @@ def evaluate(model_args: str, questions: int, manager: Any) -> dict[str, Any]:
         task_manager=manager,
         limit=questions,
         batch_size=4,
-        bootstrap_iters=0,
+        bootstrap_iters=1,  # more than none, for lm_eval to print standard errors; that of a mean isn't resampled
         log_samples=True,
     )
     if results is None:  # a helper process of a distributed launch

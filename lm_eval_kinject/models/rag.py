@@ -53,7 +53,7 @@ class RagMixin:
         ArgumentError: an argument is unknown, unsound or contradicts another; nothing has been loaded then.
         CorpusError: ``corpus=`` can't be loaded; no model has been loaded then.
         ModelError: the language model can't be reached.
-        ProvenanceError: with ``k=0``: it can't be named (with ``k > 0`` all is checked before the first score).
+        ProvenanceError: it can't be named (what is retrieved from and how is checked before the first score).
     """
 
     host_class: Any
@@ -105,8 +105,7 @@ class RagMixin:
             task_hook.install()
         if self.rag.scorer == "shared":
             self._prepare_scorer()
-        if self.rag.k == 0:
-            check_complete(self.provenance())
+        check_complete(self.provenance(), retrieves=False)
 
     # Loading --------------------------------------------------------------------------------------------------------
 
@@ -191,7 +190,8 @@ class RagMixin:
         bare = requests
         if self.rag.k > 0:
             marks = self._writer.write(requests)
-            check_complete(self.provenance())
+            if marks:
+                check_complete(self.provenance(), retrieves=True)
             self._note(marks, requests)
             bare = [self._writer.bare(request) for request in requests]
         with clock(self._seconds, "scoring"):

@@ -211,8 +211,12 @@ def _plain(value: Any) -> Any:
     return text.removeprefix("torch.") if text.startswith("torch.") else type(value).__name__
 
 
-def check_complete(provenance: Mapping[str, Any]) -> None:
-    """Makes sure that nothing that a result must name is missing; with ``k=0`` that is what was scored, and on what.
+def check_complete(provenance: Mapping[str, Any], *, retrieves: bool) -> None:
+    """Makes sure that nothing that a result must name is missing.
+
+    Args:
+        provenance: what the result will say.
+        retrieves: whether text is retrieved; without, what was scored and on what is all there is to name.
 
     Raises:
         ProvenanceError: naming everything that is.
@@ -225,7 +229,7 @@ def check_complete(provenance: Mapping[str, Any]) -> None:
         "seeds": ("retriever",),
         "environment": ("python", "packages"),
     }
-    if provenance.get("k") == 0:
+    if not retrieves:
         required = {part: required[part] for part in ("model", "environment")}
     missing = [
         f"{part}.{name}" if name else part
