@@ -13,7 +13,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from lm_eval_kinject.log import log
 from lm_eval_kinject.scoring.attention import UnsupportedAttentionError
 from lm_eval_kinject.scoring.forward import Budget, TreeForward, starting_budget
-from lm_eval_kinject.scoring.plan import Trie, build_trie
+from lm_eval_kinject.scoring.plan import Trie, build_trie, common_prefix
 from lm_eval_kinject.scoring.support import base_model, reason_unsupported
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -33,7 +32,7 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
 """Log-probability of the continuation in nats, and whether it is the greedy one."""
 
-_WORTH_A_SECOND_CHECK = 200  # requests from which on a second one is compared
+_WORTH_A_SECOND_CHECK = 100  # times a request's tokens in a run make comparing another one cost next to nothing
 _MARGIN = 0.9  # shared must promise to cost at most this part of lm_eval's path
 _FORWARD_OVERHEAD = {"cpu": 32, "cuda": 512}  # of one forward, in tokens' worth of time
 
@@ -125,8 +124,13 @@ class SharedPrefixScorer:
             self._all_share(False)
             return harness(self._failed)
         inputs = [truncated_input(context, option, limit) for _, context, option in requests]
-        suspects = self._suspects(requests, inputs)
-        trie = build_trie(inputs, [option for _, _, option in requests], first=next(iter(suspects), None))
+        suspect = self._suspect(inputs)
+        # A sibling of the suspect comes before it in the trie, so that comparing the suspect tries the mask too.
+        sibling = _sibling(suspect, inputs)
+        trie = build_trie(inputs, [option for _, _, option in requests], first=suspect if sibling is None else sibling)
+        suspects = [] if suspect is None else [suspect]
+        if suspect is not None and sibling is not None and len(trie) >= _WORTH_A_SECOND_CHECK * len(inputs[suspect]):
+            suspects.append(sibling)
         pays = self._always or self._pays(trie, [len(inputs[i]) for i in suspects])
         if not self._all_share(pays):
             return harness("sharing would not pay" if not pays else "another process takes lm_eval's path")
@@ -180,25 +184,19 @@ class SharedPrefixScorer:
                 yield waiting, (float(log_probs[own].sum()), bool(greedy[own].all()))
                 waiting = next(by_completion, None)
 
-    def _suspects(self, requests: Sequence[Request], inputs: Sequence[list[int]]) -> list[int]:
-        """The requests to compare with lm_eval's path: the longest, and in a large run a sibling of it.
+    def _suspect(self, inputs: Sequence[list[int]]) -> int | None:
+        """The request to compare with lm_eval's path: the longest.
 
-        Empty where requests about as long agreed before. Half as long again counts as new, and so does the first
+        None where requests about as long agreed before. Half as long again counts as new, and so does the first
         beyond the model's window.
         """
         longest = max(range(len(inputs)), key=lambda i: len(inputs[i]), default=None)
         if not self._self_check or longest is None:
-            return []
+            return None
         enough = 1.5 * self._checked_length
         if self._checked_length <= self._window:
             enough = min(enough, self._window)
-        if len(inputs[longest]) <= enough:
-            return []
-        if len(requests) < _WORTH_A_SECOND_CHECK:
-            return [longest]
-        context = requests[longest][1]
-        siblings = (i for i, (_, other, _) in enumerate(requests) if other == context and inputs[i] != inputs[longest])
-        return [longest, *islice(siblings, 1)]
+        return longest if len(inputs[longest]) > enough else None
 
     def _compare(self, requests: Sequence[Request], shared: Mapping[int, Answer]) -> None:
         """Compares answers of the shared path with those of the model's own attention.
@@ -269,6 +267,16 @@ class SharedPrefixScorer:
         if text not in self._said:
             self._said.add(text)
             log.log(level, text)
+
+
+def _sibling(suspect: int | None, inputs: Sequence[list[int]]) -> int | None:
+    """The request that goes longest with the suspect before it branches off; None if none does."""
+    if suspect is None:
+        return None
+    own = np.asarray(inputs[suspect])
+    shared = [common_prefix(own, np.asarray(ids)) for ids in inputs]
+    branches = [i for i, ids in enumerate(inputs) if shared[i] < len(ids)]
+    return max(branches, key=shared.__getitem__, default=None)
 
 
 def truncated_input(context: Sequence[int], option: Sequence[int], max_length: int) -> list[int]:

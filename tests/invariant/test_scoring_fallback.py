@@ -162,9 +162,25 @@ def test_the_self_check_comes_back_for_the_first_request_beyond_the_window() -> 
 
 
 def test_a_large_run_compares_a_sibling_too() -> None:
-    scorer = SharedPrefixScorer(from_config("llama"), always=True)
-    scorer.loglikelihood(requests_of(60, 10), disable_tqdm=True)
-    assert scorer.stats.checked == 2
+    for n, checked in ((60, 1), (120, 2)):
+        scorer = SharedPrefixScorer(from_config("llama"), always=True)
+        scorer.loglikelihood(requests_of(n, 10), disable_tqdm=True)
+        assert scorer.stats.checked == checked
+
+
+def test_the_one_request_compared_has_a_branch_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that lets a token see all before it is right for the first path, and must be caught all the same."""
+    own = attention._mask
+    monkeypatch.setattr(
+        attention,
+        "_mask",
+        lambda tile, places, ends, window, dtype: own(tile, places, torch.full_like(ends, len(ends)), window, dtype),
+    )
+    lm = from_config("llama")
+    requests = requests_of(6, 100)
+    scorer = SharedPrefixScorer(lm, always=True)
+    assert scorer.loglikelihood(requests, disable_tqdm=True) == HFLM._loglikelihood_tokens(lm, requests)
+    assert "aren't exact" in scorer.stats.reason
 
 
 def test_runs_too_small_to_pay_take_lm_evals_path() -> None:
