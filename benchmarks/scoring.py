@@ -44,7 +44,8 @@ from lm_eval_kinject.scoring import ScoringStats, SharedPrefixScorer
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK_TOKENS = 256
-_PART = 8  # the better batch size of stock is found on this part of the questions, where they are many
+_PART = 8  # the better batch size of stock is looked for on this part of the questions, where they are many
+_CLEARLY = 1.1  # times the fastest: a batch size slower than that on the part isn't run on all questions
 BOS = 1
 
 Request = tuple[tuple[str, str], list[int], list[int]]
@@ -120,15 +121,15 @@ class Row:
     """The result of one case: stock at its better batch size, ours, and how they compare.
 
     Attributes:
-        tried: seconds of stock at each batch size on a part of the questions, where that decided which is the better;
-            else empty, and stock was run on all questions at each.
+        tried: stock at each batch size on a part of the questions, which left out those that were clearly slower; else
+            empty, and stock was run on all questions at each.
     """
 
     case: str
     questions: int
     requests: int
     stock: dict[str, Run]
-    tried: dict[str, float]
+    tried: dict[str, Run]
     ours: Run
     ratio: float
     target: float | None
@@ -249,13 +250,14 @@ def run_case(name: str, lm: HFLM, device: str, n_questions: int, batch_sizes: li
         scorers.append(SharedPrefixScorer(lm))  # a new one each time, so that each pays for its self-check
         return scorers[-1].loglikelihood(requests, disable_tqdm=True)
 
-    tried: dict[str, float] = {}
+    tried: dict[str, Run] = {}
     if n_questions >= 2 * _PART and len(batch_sizes) > 1:
         for batch in batch_sizes:
             lm.batch_size_per_gpu = batch
-            tried[str(batch)] = measure(lambda: stock(part), device)[0].seconds
-        batch_sizes = [min(batch_sizes, key=lambda batch: tried[str(batch)])]
-        runs = {str(batch_sizes[0]): [], "ours": []}
+            tried[str(batch)] = measure(lambda: stock(part), device)[0]
+        limit = _CLEARLY * min(run.seconds for run in tried.values())
+        batch_sizes = [batch for batch in batch_sizes if tried[str(batch)].seconds <= limit]
+        runs = {str(batch): [] for batch in batch_sizes} | {"ours": []}
 
     answers: dict[str, list[Answer]] = {}
     for _ in range(repeats):
@@ -271,7 +273,8 @@ def run_case(name: str, lm: HFLM, device: str, n_questions: int, batch_sizes: li
     run = best_runs.pop("ours")
     best = min(best_runs.values(), key=lambda stock_run: stock_run.seconds)
     pairs = list(zip(answers[str(batch_sizes[0])], answers["ours"], strict=True))
-    least = min((r.peak_mib for r in best_runs.values() if r.peak_mib is not None), default=None)
+    stock_runs = [*best_runs.values(), *tried.values()]  # a batch size left out for its time may need the least memory
+    least = min((r.peak_mib for r in stock_runs if r.peak_mib is not None), default=None)
     stats = scorers[-1].stats
     return Row(
         case=name,

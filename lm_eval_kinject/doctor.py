@@ -72,7 +72,7 @@ def _versions() -> Iterable[Finding]:
         except metadata.PackageNotFoundError:
             yield Finding(name, "problem", "not installed", f"run `pip install {name}`")
             continue
-        if version in needed.get(name, SpecifierSet()):
+        if version in needed.get(name, SpecifierSet(prereleases=True)):
             yield Finding(name, "ok", version)
         else:
             detail = f"{version}, where {needed[name]} is needed"

@@ -32,7 +32,7 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
 """Log-probability of the continuation in nats, and whether it is the greedy one."""
 
-_WORTH_A_SECOND_CHECK = 100  # times a request's tokens in a run make comparing another one cost next to nothing
+_WORTH_A_SECOND_CHECK = 200  # requests from which on a second one is compared
 _MARGIN = 0.9  # shared must promise to cost at most this part of lm_eval's path
 _FORWARD_OVERHEAD = {"cpu": 32, "cuda": 512}  # of one forward, in tokens' worth of time
 
@@ -129,7 +129,7 @@ class SharedPrefixScorer:
         sibling = _sibling(suspect, inputs)
         trie = build_trie(inputs, [option for _, _, option in requests], first=suspect if sibling is None else sibling)
         suspects = [] if suspect is None else [suspect]
-        if suspect is not None and sibling is not None and len(trie) >= _WORTH_A_SECOND_CHECK * len(inputs[suspect]):
+        if sibling is not None and len(requests) >= _WORTH_A_SECOND_CHECK:
             suspects.append(sibling)
         pays = self._always or self._pays(trie, [len(inputs[i]) for i in suspects])
         if not self._all_share(pays):

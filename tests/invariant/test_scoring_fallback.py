@@ -162,10 +162,9 @@ def test_the_self_check_comes_back_for_the_first_request_beyond_the_window() -> 
 
 
 def test_a_large_run_compares_a_sibling_too() -> None:
-    for n, checked in ((60, 1), (120, 2)):
-        scorer = SharedPrefixScorer(from_config("llama"), always=True)
-        scorer.loglikelihood(requests_of(n, 10), disable_tqdm=True)
-        assert scorer.stats.checked == checked
+    scorer = SharedPrefixScorer(from_config("llama"), always=True)
+    scorer.loglikelihood(requests_of(60, 10), disable_tqdm=True)
+    assert scorer.stats.checked == 2
 
 
 def test_the_one_request_compared_has_a_branch_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
