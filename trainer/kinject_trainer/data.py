@@ -142,7 +142,8 @@ def build_store(folder: Path, documents: Iterable[Wording], encode: Callable[[st
         with (building / "tokens.bin").open("wb") as out:
             for wording in documents:
                 tokens = encode(wording.text)
-                np.asarray(tokens, dtype="<u4").tofile(out)
+                # Not tofile, whose error for a write that was cut short doesn't say (by errno) that the disk is full.
+                out.write(np.asarray(tokens, dtype="<u4").tobytes())
                 starts.append(starts[-1] + len(tokens))
                 chunks.append(ids.setdefault(wording.chunk, len(ids)))
         if starts[-1] == 0:
