@@ -322,18 +322,28 @@ def send(
     repo_id: str,
     kind: Kind,
     message: str,
-    gone: Callable[[str], bool],
-    public: bool,
-    request: str | None,
-    dry_run: bool,
-    say: Say,
+    *,
+    description: str = "",
+    public: bool = False,
+    gone: Callable[[str], bool] | None = None,
+    request: str | None = None,
+    dry_run: bool = False,
+    say: Say = quiet,
 ) -> Published | Plan:
     """Publishes, or plans the very same; a pull request removes nothing from what is somebody else's."""
     kept = None if request else gone
     if dry_run:
         return plan(content, repo_id, kind=kind, public=public, gone=kept, pull_request=request, say=say)
     return publish(
-        content, repo_id, kind=kind, message=message, public=public, gone=kept, pull_request=request, say=say
+        content,
+        repo_id,
+        kind=kind,
+        message=message,
+        description=description,
+        public=public,
+        gone=kept,
+        pull_request=request,
+        say=say,
     )
 
 

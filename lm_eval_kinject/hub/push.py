@@ -131,7 +131,7 @@ def push_run(
     make(None).check()  # before a repository is made for it
     message = f"Publish {run.recipe['variant']} ({run.recipe['method']}) on {run.corpus['name']}"
     request = f"run {run.recipe_fingerprint[:16]}" if pull_request else None
-    return send(make, repo_id, "model", message, _stale, public, request, dry_run, say)
+    return send(make, repo_id, "model", message, public=public, gone=_stale, request=request, dry_run=dry_run, say=say)
 
 
 def check_subjects(scores: Iterable[Score], folder: str | Path) -> None:
@@ -322,6 +322,15 @@ def push_model(
     if "README.md" not in content.files:
         say(f"{Path(folder).name} has no README.md: the repository will have no card and no licence")
     name = Path(folder).resolve().name
+    request = "model" if pull_request else None
     return send(
-        content, repo_id, "model", f"Publish {name}", _stale, public, "model" if pull_request else None, dry_run, say
+        content,
+        repo_id,
+        "model",
+        f"Publish {name}",
+        public=public,
+        gone=_stale,
+        request=request,
+        dry_run=dry_run,
+        say=say,
     )

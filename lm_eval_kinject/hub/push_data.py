@@ -54,7 +54,17 @@ def push_dataset(
         say(word)
         content = content.with_files({"eval.yaml": written} if written is not None else {})
     request = "data" if pull_request else None
-    return send(content, repo_id, "dataset", f"Publish {name}", _is_table, public, request, dry_run, say)
+    return send(
+        content,
+        repo_id,
+        "dataset",
+        f"Publish {name}",
+        public=public,
+        gone=_is_table,
+        request=request,
+        dry_run=dry_run,
+        say=say,
+    )
 
 
 def _is_table(path: str) -> bool:

@@ -34,7 +34,7 @@ from lm_eval_kinject.hub.eval_results import (
     read_results,
     scores_of,
 )
-from lm_eval_kinject.hub.publish import Make, Plan, Published, Remote, look, plan, publish, read_remote
+from lm_eval_kinject.hub.publish import Make, Plan, Published, Remote, look, read_remote, send
 from lm_eval_kinject.hub.push import weights_at, weights_of, with_record
 from lm_eval_kinject.hub.run import FILE, parse_run
 from lm_eval_kinject.provenance import fingerprint
@@ -137,18 +137,17 @@ def _deliver(
 ) -> Published | Plan:
     """Publishes, or plans it: directly, or as a pull request where that was asked for or must be."""
     request = pull_request if pull_request is not None else not _may_write(repo_id)
-    if dry_run:
-        return plan(make, repo_id, kind=kind, public=public, pull_request=word if request else None, say=say)
 
-    def go(request: bool) -> Published:
-        return publish(
+    def go(request: bool) -> Published | Plan:
+        return send(
             make,
             repo_id,
-            kind=kind,
-            message=message,
+            kind,
+            message,
             description=description,
             public=public,
-            pull_request=word if request else None,
+            request=word if request else None,
+            dry_run=dry_run,
             say=say,
         )
 
