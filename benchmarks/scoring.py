@@ -111,10 +111,12 @@ class Run:
     Attributes:
         seconds: wall clock; see `run_case` for which of several.
         peak_mib: peak memory above what the weights take, in MiB; None where it can't be read.
+        each: the seconds of every run, in order, where there were several.
     """
 
     seconds: float
     peak_mib: float | None
+    each: tuple[float, ...] = ()
 
 
 @dataclass
@@ -232,7 +234,8 @@ def measure(score: Callable[[], list[Answer]], device: str) -> tuple[Run, list[A
 def summary(runs: list[Run], seconds: Callable[[list[float]], float]) -> Run:
     """One time for several runs, and their highest peak."""
     peaks = [run.peak_mib for run in runs if run.peak_mib is not None]
-    return Run(seconds([run.seconds for run in runs]), max(peaks) if peaks else None)
+    each = tuple(run.seconds for run in runs)
+    return Run(seconds(list(each)), max(peaks) if peaks else None, each if len(each) > 1 else ())
 
 
 def run_case(name: str, lm: HFLM, device: str, n_questions: int, batch_sizes: list[int], repeats: int) -> Row:

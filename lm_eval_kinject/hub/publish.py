@@ -22,7 +22,7 @@ from lm_eval_kinject.errors import HubError, PublishError
 from lm_eval_kinject.hub.client import Say, attempt, check_repo_id, open_hub, quiet, redact, status_of
 from lm_eval_kinject.hub.content import Content
 
-__all__ = ["Make", "Plan", "Published", "Remote", "has_same", "look", "plan", "publish", "read_remote", "send"]
+__all__ = ["Make", "Plan", "Published", "Remote", "has_same", "look", "publish", "read_remote"]
 
 Kind = Literal["model", "dataset"]
 
@@ -204,17 +204,16 @@ def _difference(
     )
 
 
-def plan(
+def _plan(
     content: Content | Make,
     repo_id: str,
-    *,
     kind: Kind,
-    public: bool = False,
-    gone: Callable[[str], bool] | None = None,
-    pull_request: str | None = None,
-    say: Say = quiet,
+    public: bool,
+    gone: Callable[[str], bool] | None,
+    pull_request: str | None,
+    say: Say,
 ) -> Plan:
-    """What `publish` would do, and whether the Hub takes the card; changes nothing. Arguments and errors as there."""
+    """What `publish` would do, and whether the Hub takes the card; changes nothing."""
     branch = None
     if pull_request:
         look_for = f"looking for a pull request to {repo_id}"
@@ -224,7 +223,7 @@ def plan(
         raise HubError(_nowhere(repo_id, kind))
     ready = _checked(content, remote)
     _check_card(ready, kind, say)
-    made = _difference(ready, repo_id, kind, remote, gone)
+    made = _difference(ready, repo_id, kind, remote, None if pull_request else gone)
     return replace(made, public=public and not pull_request, pull_request=bool(pull_request))
 
 
@@ -280,8 +279,9 @@ def publish(
     public: bool = False,
     gone: Callable[[str], bool] | None = None,
     pull_request: str | None = None,
+    dry_run: bool = False,
     say: Say = quiet,
-) -> Published:
+) -> Published | Plan:
     """Brings content to the Hub as one commit.
 
     Args:
@@ -291,9 +291,11 @@ def publish(
         message: the commit's (or pull request's) title.
         description: its text.
         public: opens the repository to everybody once the content is there; otherwise visibility stays as it is.
-        gone: says of a path that the repository has and the content hasn't whether it is to be removed.
+        gone: says of a path that the repository has and the content hasn't whether it is to be removed. A pull request
+            removes nothing: it goes to what is somebody else's.
         pull_request: commit to a pull request instead of ``main``; the word tells this one from our others in the same
             repository: as long as it is open, a second call brings it up to date.
+        dry_run: change nothing, and return what would be done.
         say: hears what is being done.
 
     Raises:
@@ -303,48 +305,20 @@ def publish(
     check_repo_id(repo_id)
     if isinstance(content, Content):
         content.check()  # before the Hub is asked anything
+    if dry_run:
+        return _plan(content, repo_id, kind, public, gone, pull_request, say)
     target = f"pull request to {repo_id}" if pull_request else f"push to {repo_id}"
 
     def work() -> Published:
         api = open_hub()
         if pull_request:
-            return _to_pull_request(api, content, repo_id, kind, message, description, gone, pull_request, say)
+            return _to_pull_request(api, content, repo_id, kind, message, description, pull_request, say)
         return _to_main(api, content, repo_id, kind, message, description, gone, say)
 
     done = attempt(target, work, say)
     if public and not pull_request:
         attempt(f"making {repo_id} public", lambda: _open_to_all(repo_id, kind), say)
     return done
-
-
-def send(
-    content: Content | Make,
-    repo_id: str,
-    kind: Kind,
-    message: str,
-    *,
-    description: str = "",
-    public: bool = False,
-    gone: Callable[[str], bool] | None = None,
-    request: str | None = None,
-    dry_run: bool = False,
-    say: Say = quiet,
-) -> Published | Plan:
-    """Publishes, or plans the very same; a pull request removes nothing from what is somebody else's."""
-    kept = None if request else gone
-    if dry_run:
-        return plan(content, repo_id, kind=kind, public=public, gone=kept, pull_request=request, say=say)
-    return publish(
-        content,
-        repo_id,
-        kind=kind,
-        message=message,
-        description=description,
-        public=public,
-        gone=kept,
-        pull_request=request,
-        say=say,
-    )
 
 
 def _to_main(
@@ -390,7 +364,6 @@ def _to_pull_request(
     kind: Kind,
     message: str,
     description: str,
-    gone: Callable[[str], bool] | None,
     word: str,
     say: Say,
 ) -> Published:
@@ -400,7 +373,7 @@ def _to_pull_request(
     if remote is None:
         raise HubError(_nowhere(repo_id, kind))
     content = _checked(content, remote)
-    todo = _difference(content, repo_id, kind, remote, gone)
+    todo = _difference(content, repo_id, kind, remote, None)
     base = _url(api, repo_id, kind)
     url = f"{base}/discussions/{mine.num}" if mine else None
     if todo.empty:

@@ -41,7 +41,7 @@ from lm_eval_kinject.hub.eval_results import (
     scores_of,
 )
 from lm_eval_kinject.hub.origins import Place, compare_base, find_base, find_corpus, licence_of
-from lm_eval_kinject.hub.publish import Plan, Published, Remote, has_same, look, read_remote, send
+from lm_eval_kinject.hub.publish import Plan, Published, Remote, has_same, look, publish, read_remote
 from lm_eval_kinject.hub.run import FILE, Run, parse_run, read_run
 
 __all__ = ["push_model", "push_run"]
@@ -129,9 +129,17 @@ def push_run(
         return with_record(content, run, facts, scores, remote, say)
 
     make(None).check()  # before a repository is made for it
-    message = f"Publish {run.recipe['variant']} ({run.recipe['method']}) on {run.corpus['name']}"
-    request = f"run {run.recipe_fingerprint[:16]}" if pull_request else None
-    return send(make, repo_id, "model", message, public=public, gone=_stale, request=request, dry_run=dry_run, say=say)
+    return publish(
+        make,
+        repo_id,
+        kind="model",
+        message=f"Publish {run.recipe['variant']} ({run.recipe['method']}) on {run.corpus['name']}",
+        public=public,
+        gone=_stale,
+        pull_request=f"run {run.recipe_fingerprint[:16]}" if pull_request else None,
+        dry_run=dry_run,
+        say=say,
+    )
 
 
 def check_subjects(scores: Iterable[Score], folder: str | Path) -> None:
@@ -321,16 +329,14 @@ def push_model(
         raise PublishError(f"The folder {Path(folder).name} is no model: it needs config.json and safetensors weights.")
     if "README.md" not in content.files:
         say(f"{Path(folder).name} has no README.md: the repository will have no card and no licence")
-    name = Path(folder).resolve().name
-    request = "model" if pull_request else None
-    return send(
+    return publish(
         content,
         repo_id,
-        "model",
-        f"Publish {name}",
+        kind="model",
+        message=f"Publish {Path(folder).resolve().name}",
         public=public,
         gone=_stale,
-        request=request,
+        pull_request="model" if pull_request else None,
         dry_run=dry_run,
         say=say,
     )

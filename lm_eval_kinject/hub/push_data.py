@@ -14,7 +14,7 @@ from lm_eval_kinject.errors import PublishError
 from lm_eval_kinject.hub.client import Say, check_repo_id, quiet
 from lm_eval_kinject.hub.content import Content, collect
 from lm_eval_kinject.hub.eval_results import eval_yaml
-from lm_eval_kinject.hub.publish import Plan, Published, send
+from lm_eval_kinject.hub.publish import Plan, Published, publish
 
 __all__ = ["push_dataset"]
 
@@ -53,15 +53,14 @@ def push_dataset(
         written, word = eval_yaml(name, f"Questions of {name}.", tasks, framework)
         say(word)
         content = content.with_files({"eval.yaml": written} if written is not None else {})
-    request = "data" if pull_request else None
-    return send(
+    return publish(
         content,
         repo_id,
-        "dataset",
-        f"Publish {name}",
+        kind="dataset",
+        message=f"Publish {name}",
         public=public,
         gone=_is_table,
-        request=request,
+        pull_request="data" if pull_request else None,
         dry_run=dry_run,
         say=say,
     )

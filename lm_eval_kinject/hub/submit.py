@@ -34,7 +34,7 @@ from lm_eval_kinject.hub.eval_results import (
     read_results,
     scores_of,
 )
-from lm_eval_kinject.hub.publish import Make, Plan, Published, Remote, look, read_remote, send
+from lm_eval_kinject.hub.publish import Make, Plan, Published, Remote, look, publish, read_remote
 from lm_eval_kinject.hub.push import weights_at, weights_of, with_record
 from lm_eval_kinject.hub.run import FILE, parse_run
 from lm_eval_kinject.provenance import fingerprint
@@ -139,14 +139,14 @@ def _deliver(
     request = pull_request if pull_request is not None else not _may_write(repo_id)
 
     def go(request: bool) -> Published | Plan:
-        return send(
+        return publish(
             make,
             repo_id,
-            kind,
-            message,
+            kind=kind,
+            message=message,
             description=description,
             public=public,
-            request=word if request else None,
+            pull_request=word if request else None,
             dry_run=dry_run,
             say=say,
         )

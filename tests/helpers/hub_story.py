@@ -170,15 +170,15 @@ def main() -> None:
         made = train(scratch / "reader-ft-par.yaml", out=scratch / "run", say=said.append)
         assert made.folder is not None
     with chapter("push run"):
-        seen["pushed"] = push_run(made.folder, "me/reader-ft-par", say=said.append).sent  # type: ignore[union-attr]
-        seen["pushed again"] = push_run(made.folder, "me/reader-ft-par").sent  # type: ignore[union-attr]
+        seen["pushed"] = push_run(made.folder, "me/reader-ft-par", say=said.append).sent
+        seen["pushed again"] = push_run(made.folder, "me/reader-ft-par").sent
     with chapter("score"):
         score(story, scratch / "out", scratch / "fresh")
     with chapter("push scores"):
         submit_scores([scratch / "out"], "me/reader-ft-par", say=said.append)
     with chapter("pull request"):
         request = push_run(made.folder, "other/reader-ft-par", pull_request=True, say=said.append)
-        seen["pull request"] = request.pull_request  # type: ignore[union-attr]
+        seen["pull request"] = request.pull_request
     with chapter("submit"):
         submit_results([scratch / "out"], "me/results", say=said.append)
         call = next(line for line in said if line.startswith("datasets.load_dataset"))

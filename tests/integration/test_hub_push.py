@@ -224,7 +224,7 @@ def test_a_whole_model_arrives_with_its_tokenizer(hub: HubServer, base: Path, tm
     assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md"} <= set(files)
     assert json.loads(files["config.json"])["_name_or_path"] == "me/reader"
     assert b"base_model_relation: finetune" in files["README.md"]
-    assert push_run(run, "me/ft-reg", base="me/reader").sent == ()  # type: ignore[union-attr]
+    assert push_run(run, "me/ft-reg", base="me/reader").sent == ()
 
 
 def test_public_opens_the_repository_after_the_content_is_there(hub: HubServer, run: Path) -> None:

@@ -121,7 +121,7 @@ def test_scores_to_somebody_elses_model_are_a_pull_request(hub: HubServer, resul
     )
     done = submit_scores([mine], "other/base", benchmarks={TASK: "other/bench#cloze"}, source="https://example.org/r")
     again = submit_scores([mine], "other/base", benchmarks={TASK: "other/bench#cloze"}, source="https://example.org/r")
-    assert done.pull_request == again.pull_request == f"{hub.url}/other/base/discussions/1"  # type: ignore[union-attr]
+    assert done.pull_request == again.pull_request == f"{hub.url}/other/base/discussions/1"
     assert hub.store.files("other/base") == {"README.md": card.encode()}
     proposed = hub.store.files("other/base", revision="refs/pr/1")
     text = proposed["README.md"].decode()
@@ -218,7 +218,7 @@ def org(hub: HubServer, results: Path, tmp_path: Path) -> Path:
 
 
 def test_a_member_who_may_write_commits(hub: HubServer, org: Path) -> None:
-    assert submit_scores([org], "lab/base").pull_request is None  # type: ignore[union-attr]
+    assert submit_scores([org], "lab/base").pull_request is None
     assert "README.md" in hub.store.files("lab/base")
 
 
@@ -226,7 +226,7 @@ def test_a_member_who_only_reads_opens_a_pull_request(hub: HubServer, org: Path)
     said: list[str] = []
     with hub.trouble(Fault(403, DIRECT)):
         done = submit_scores([org], "lab/base", say=said.append)
-    assert done.pull_request == f"{hub.url}/lab/base/discussions/1"  # type: ignore[union-attr]
+    assert done.pull_request == f"{hub.url}/lab/base/discussions/1"
     assert "you may not commit to lab/base: opening a pull request instead" in said
     assert "README.md" not in hub.store.files("lab/base")
 
@@ -236,14 +236,14 @@ def test_whom_the_hub_calls_a_reader_is_not_tried(hub: HubServer, org: Path, mon
     monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: {"name": "me", "orgs": orgs})
     with hub.trouble() as plan:
         done = submit_scores([org], "lab/base")
-    assert done.pull_request  # type: ignore[union-attr]
+    assert done.pull_request
     assert len([line for line in plan.seen if "/commit/" in line]) == 1
 
 
 def test_a_pull_request_can_be_asked_for(hub: HubServer, org: Path) -> None:
-    assert submit_scores([org], "lab/base", pull_request=True).pull_request  # type: ignore[union-attr]
+    assert submit_scores([org], "lab/base", pull_request=True).pull_request
     hub.store.create("dataset", "lab/results", "other", private=False)
-    assert submit_results([org], "lab/results", pull_request=True).pull_request  # type: ignore[union-attr]
+    assert submit_results([org], "lab/results", pull_request=True).pull_request
     assert set(hub.store.files("lab/results", "dataset")) == {".gitattributes"}
 
 
