@@ -248,7 +248,6 @@ def run_case(name: str, lm: HFLM, device: str, n_questions: int, batch_sizes: li
     requests = make_requests(case, n_questions, vocabulary)
     part = requests[: len(requests) // _PART]
     HFLM._loglikelihood_tokens(lm, make_requests(case, 1, vocabulary, seed=1)[:1], disable_tqdm=True)  # warm up
-    runs: dict[str, list[Run]] = {str(batch): [] for batch in batch_sizes} | {"ours": []}
     scorers: list[SharedPrefixScorer] = []
 
     def stock(requests: list[Request] = requests) -> list[Answer]:
@@ -265,8 +264,8 @@ def run_case(name: str, lm: HFLM, device: str, n_questions: int, batch_sizes: li
             tried[str(batch)] = measure(lambda: stock(part), device)[0]
         limit = _CLEARLY * min(run.seconds for run in tried.values())
         batch_sizes = [batch for batch in batch_sizes if tried[str(batch)].seconds <= limit]
-        runs = {str(batch): [] for batch in batch_sizes} | {"ours": []}
 
+    runs: dict[str, list[Run]] = {str(batch): [] for batch in batch_sizes} | {"ours": []}
     answers: dict[str, list[Answer]] = {}
     better = min(batch_sizes, key=lambda batch: tried[str(batch)].seconds if tried else 0)
     for _ in range(repeats):

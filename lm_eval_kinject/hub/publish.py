@@ -1,6 +1,6 @@
 """Publishing: content goes to a Hub repository as one commit, or to somebody else's as one pull request.
 
-What it is for: `plan` says what would go and how big it is, `publish` does it, both for any kind of repository. What it
+What it is for: `publish` says what would go and how big it is, or does it, for any kind of repository. What it
 does not do: it doesn't choose or check content (content.py), and it doesn't know runs, scores or corpora.
 
 The one idea: each try starts by looking at what the Hub has and sends only the difference, on top of the commit that it

@@ -84,7 +84,6 @@ class RagMixin:
         self._reported = False
         self._scorer: Any = None
         self._adapter: ResolvedAdapter | None = None
-        self._scorer_refusal: str | None = None
         hf = self._completed(parted.hf)
         library = Library(self.rag, "cpu", self._seconds)
         if self.rag.k > 0 and self.rag.corpus is not None:
@@ -104,7 +103,9 @@ class RagMixin:
         if self.rag.k > 0:
             task_hook.install()
         if self.rag.scorer == "shared":
-            self._prepare_scorer()
+            from lm_eval_kinject.scoring import SharedPrefixScorer
+
+            self._scorer = SharedPrefixScorer(self)
         check_complete(self.provenance(), retrieves=False)
 
     # Loading --------------------------------------------------------------------------------------------------------
@@ -156,19 +157,6 @@ class RagMixin:
             if "adapter_config.json" in str(error) or "Unrecognized model" in str(error):
                 raise ModelError(_unreachable(hf, str(error))) from error
             raise
-
-    def _prepare_scorer(self) -> None:
-        """Sets up the shared-prefix scorer, or notes once why lm_eval's own path is taken."""
-        try:
-            from lm_eval_kinject.scoring import SharedPrefixScorer, reason_unsupported
-        except ImportError:
-            self._scorer_refusal = "this installation has no shared-prefix scorer"
-        else:
-            self._scorer_refusal = reason_unsupported(self)
-            if self._scorer_refusal is None:
-                self._scorer = SharedPrefixScorer(self)
-        if self._scorer_refusal is not None:
-            log.info("scorer=shared is not in force: %s. Scores are computed by lm_eval.", self._scorer_refusal)
 
     # What lm_eval calls ---------------------------------------------------------------------------------------------
 
@@ -307,7 +295,7 @@ class RagMixin:
     def _scorer_used(self) -> dict[str, Any]:
         """Which scorer was asked for and which one answered last, with the reason where they differ."""
         if self._scorer is None:
-            return {"asked": self.rag.scorer, "used": "harness", "reason": self._scorer_refusal or ""}
+            return {"asked": self.rag.scorer, "used": "harness", "reason": ""}
         stats = self._scorer.stats
         return {"asked": self.rag.scorer, "used": stats.path, "reason": stats.reason}
 

@@ -4,7 +4,8 @@ For: a model class that hands over what ``HFLM._loglikelihood_tokens`` receives.
 log-likelihoods by text, or composing prompts.
 
 The one idea: never be wrong and never be slower. A model that can't be exact, a run too small to pay for the
-self-check, and a model that fails the self-check all take lm_eval's own path, and the log says so once.
+self-check, and a model that fails the self-check all take lm_eval's own path. The log says so once, but for small runs,
+of which only `ScoringStats` tells.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class SharedPrefixScorer:
         self._failed: str | None = None  # the self-check's verdict; unlike _unsupported, it may differ by process
         self._checked_length = 0
         self._said: set[str] = set()
-        self.stats = ScoringStats("harness")
+        self.stats = ScoringStats("harness", reason=self._unsupported or "")
         if self._unsupported is None:
             model = base_model(lm)
             budget = budget or starting_budget(model)
