@@ -1,7 +1,8 @@
 r"""From hits to the text that stands in the prompt.
 
 What it is for: `Composer` writes the retrieved chunks through a template, within a budget of tokens, and says what it
-left out. What it does not do: it doesn't know the question or where the text goes, and it runs no model.
+left out; `Compose` is the stage that takes ``context_template=``, ``context_tokens=`` and ``placement=``. What it does
+not do: it doesn't know the question, and it runs no model.
 
 Two ideas. *Whole chunks first*: over budget, the lowest-ranked chunk is left out, and again, until what is left fits;
 only when the best chunk alone is too long is its tail cut::
@@ -17,18 +18,23 @@ character before it goes in, and nothing in a chunk is ever a template.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 
+from lm_eval_kinject.context.order import Order, Relevance
 from lm_eval_kinject.context.query import read_utf8, sandbox
 from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.records import Chunk, Hit
+from lm_eval_kinject.stages import Stage, argument, one_of, optional, register, slot, whole
+from lm_eval_kinject.stages import text as is_text
 
-__all__ = ["DEFAULT_TEMPLATE", "Composer", "Composition", "markers_of", "neutralise", "read_template"]
+__all__ = ["DEFAULT_TEMPLATE", "Compose", "Composer", "Composition", "markers_of", "neutralise", "read_template"]
+
+slot("compose", "how chunks are written into the prompt")
 
 DEFAULT_TEMPLATE = "{% for c in chunks %}{% if c.title %}{{ c.title }}\n{% endif %}{{ c.text }}\n\n{% endfor %}"
 """Title (if any), text and an empty line for each chunk, best first. A template sees ``chunks``, a list of mappings
@@ -125,17 +131,23 @@ class Composer:
         count_tokens: tokens of a text, without BOS and EOS.
         markers: strings to neutralise, from `markers_of`.
         template: Jinja over ``chunks``; see `DEFAULT_TEMPLATE`.
+        order: arranges the hits that are kept.
     """
 
     def __init__(
-        self, count_tokens: Callable[[str], int], markers: Sequence[str] = (), template: str = DEFAULT_TEMPLATE
+        self,
+        count_tokens: Callable[[str], int],
+        markers: Sequence[str] = (),
+        template: str = DEFAULT_TEMPLATE,
+        order: Order | None = None,
     ) -> None:
         self._count = count_tokens
         self._markers = tuple(markers)
         self._template = sandbox().from_string(template)
+        self._order = order or Relevance()
 
     def compose(self, hits: Sequence[Hit], budget: int | None, *, where: str) -> Composition:
-        """Writes as many hits as fit, in order of relevance.
+        """Writes as many of the best hits as fit, arranged by the order.
 
         Args:
             hits: best first. None of them gives the empty text.
@@ -160,7 +172,7 @@ class Composer:
         if low == 0:
             assert budget is not None  # without one everything fits
             return self._cut(hits[0], budget, dropped, where)
-        return Composition(text, tokens, tuple(hit.chunk.id for hit in hits[:low]), dropped, None)
+        return Composition(text, tokens, tuple(hit.chunk.id for hit in self._order.arrange(hits[:low])), dropped, None)
 
     def _cut(self, hit: Hit, budget: int, dropped: tuple[str, ...], where: str) -> Composition:
         """Keeps the longest beginning of the one hit that fits, found by bisection over its characters."""
@@ -180,11 +192,10 @@ class Composer:
         return Composition(text, tokens, (hit.chunk.id,), dropped, hit.chunk.id)
 
     def _write(self, hits: Sequence[Hit], length: int | None, where: str) -> tuple[str, int]:
-        """Renders `hits`, of the last one only the first `length` characters; returns the text and its tokens."""
-        chunks = [self._data(hit.chunk, hit, None) for hit in hits[:-1]]
-        chunks.append(self._data(hits[-1].chunk, hits[-1], length))
+        """Renders `hits`, each cut to its first `length` characters; returns the text and its tokens."""
+        chunks = [self._data(hit.chunk, hit, length) for hit in self._order.arrange(hits)]
         try:
-            text = self._template.render(chunks=chunks)
+            text = self._order.preface + self._template.render(chunks=chunks)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise ContextError(
                 f"{where}: the context template failed: {error}. It sees `chunks`, each with id, title, text, date, "
@@ -196,3 +207,45 @@ class Composer:
         strings = {"id": chunk.id, "title": chunk.title, "text": chunk.text[:length], "date": chunk.date}
         safe = {name: neutralise(value, self._markers) if value else value for name, value in strings.items()}
         return {**safe, "rank": hit.rank, "score": hit.score}
+
+
+# The stage ------------------------------------------------------------------------------------------------------------
+
+
+def _readable(name: str, value: Any) -> str:
+    found = is_text(name, value)
+    read_template(found)
+    return found
+
+
+@register
+@dataclass(frozen=True)
+class Compose(Stage):
+    """Title, text and an empty line for each chunk, or what a template makes of them."""
+
+    slot: ClassVar[str] = "compose"
+    name: ClassVar[str] = "template"
+
+    placement: str = argument(
+        "`question`: directly before the asked question, after few-shot examples; `start`: before everything",
+        one_of("question", "start"),
+        "question",
+    )
+    context_template: str | None = argument(
+        "a file with a Jinja template over `chunks`", optional(_readable), None, shown="title, text, an empty line"
+    )
+    context_tokens: int | None = argument(
+        "most tokens of retrieved text", optional(whole(1, "tokens")), None, shown="what the window leaves"
+    )
+    template: str = DEFAULT_TEMPLATE
+
+    @classmethod
+    def build(cls, given: Mapping[str, Any]) -> Compose:
+        """Reads the template that ``context_template=`` names."""
+        file = given.get("context_template")
+        return cls(**given, template=read_template(file) if file else DEFAULT_TEMPLATE)
+
+    def provenance(self) -> dict[str, Any]:
+        """The template's text, never its path."""
+        settings = {"placement": self.placement, "context_template": self.template}
+        return {"name": self.name, **settings, "context_tokens": self.context_tokens}

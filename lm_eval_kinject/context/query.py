@@ -4,6 +4,8 @@ What it is for: `QueryRule` turns ``query=`` (or a task's own declaration) into 
 tasks and for anybody's. What it does not do: it never looks at the prompt, so few-shot examples, instructions and
 the answer can't reach the retriever by way of it; and it adds no prefix (each retriever has its own).
 
+`QuestionQuery` is the stage of the pipeline that takes ``query=``.
+
 The one idea is a ladder, in this order, which stops at the first rung that holds and refuses below the last:
 
 1. the field that the task declares (``metadata: kinject: query:`` in its YAML);
@@ -17,14 +19,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from lm_eval_kinject.errors import ArgumentError, ContextError
+from lm_eval_kinject.stages import Stage, argument, register, slot, text
 
-__all__ = ["QUESTION_FIELDS", "QueryRule", "sandbox", "without_choices"]
+__all__ = ["QUESTION_FIELDS", "QueryRule", "QuestionQuery", "sandbox", "without_choices"]
+
+slot("query", "what the retriever is asked")
 
 QUESTION_FIELDS = ("question", "query", "question_stem", "goal", "problem", "prompt")
 """Where benchmarks keep the bare question, most usual first. ``text``, ``sentence`` and ``input`` aren't among them:
@@ -128,6 +133,37 @@ class QueryRule:
                 f"{where}: the query is empty. Pass query=FILE, a Jinja template over its fields: {_fields(doc)}."
             )
         return found.strip()
+
+
+def _parses(name: str, value: Any) -> str:
+    found = text(name, value)
+    QueryRule.parse(found)
+    return found
+
+
+@register
+@dataclass(frozen=True)
+class QuestionQuery(Stage):
+    """The question alone, or what a template makes of the document."""
+
+    slot: ClassVar[str] = "query"
+    name: ClassVar[str] = "question"
+
+    query: str = argument(
+        "`question`, `question+choices`, or a Jinja template over the document (a file, or in JSON model_args)",
+        _parses,
+        "question",
+    )
+    rule: QueryRule = QueryRule("question")
+
+    @classmethod
+    def build(cls, given: Mapping[str, Any]) -> QuestionQuery:
+        """Reads the template that ``query=`` names."""
+        return cls(**given, rule=QueryRule.parse(given.get("query", "question")))
+
+    def provenance(self) -> dict[str, Any]:
+        """The mode or the template's text, never its path."""
+        return {"name": self.name, "query": self.rule.source or self.rule.mode}
 
 
 def without_choices(rendered: str, choices: Sequence[str]) -> str:

@@ -11,20 +11,31 @@ on what this list doesn't know.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
-import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-from lm_eval_kinject.context.compose import DEFAULT_TEMPLATE, read_template
-from lm_eval_kinject.context.query import QueryRule
 from lm_eval_kinject.errors import ArgumentError
-from lm_eval_kinject.retrieval.make import DEFAULT_SEED, retriever_problems
+from lm_eval_kinject.models.pipeline import SLOTS, Pipeline
+from lm_eval_kinject.stages import (
+    Line,
+    Stage,
+    argument,
+    arguments_of,
+    assemble,
+    known_arguments,
+    near,
+    one_of,
+    optional,
+    reference,
+    register,
+    slot,
+    text,
+)
 
-__all__ = ["FROM_PRETRAINED", "WHERE", "RagArguments", "split"]
+__all__ = ["ALL_SLOTS", "FROM_PRETRAINED", "WHERE", "RagArguments", "argument_table", "split"]
 
 WHERE = "the arguments of rag-hf (--model_args)"
 
@@ -49,48 +60,55 @@ _LATER = {
     "rerank_from": "a cross-encoder over the hits",
     "temperature": "marginalised fusion",
 }
-_LATER_VALUES = {
-    "order": ("relevance", ("reverse", "sides")),
-    "fusion": ("concat", ("rag-sequence", "rag-token")),
-    "route": ("none", ("self-route",)),
-    "reasoning": ("none", ("self-reasoning",)),
-}
 _SECRETS = ("token", "hf_token", "use_auth_token", "auth_token", "api_key", "access_token")
 _EXCLUSIVE = (("peft", "delta"), ("parallelize", "tp_plan"), ("autogptq", "gptqmodel"))
 
+slot("scoring", "what is scored, and how")
 
-def _help(text: str, **more: Any) -> Any:
-    return field(metadata={"help": text}, **more)
+
+@register
+@dataclass(frozen=True)
+class Scoring(Stage):
+    """The weights that answer, and the way of scoring."""
+
+    slot: ClassVar[str] = "scoring"
+    name: ClassVar[str] = "log-likelihood"
+
+    adapter: str | None = argument(
+        "a name of `kinject adapters list`, instead of `peft=`", optional(text), None, shown="none"
+    )
+    scorer: str | None = argument(
+        "`shared`: each distinct prefix is computed once; `harness`: lm_eval's own path",
+        one_of("shared", "harness"),
+        None,
+        shown="`shared` for k > 0",
+    )
+
+
+ALL_SLOTS = (*SLOTS, "scoring")
 
 
 @dataclass(frozen=True)
 class RagArguments:
-    """Our own arguments, checked; each field's ``help`` metadata is its line in the reference."""
+    """Our own arguments, checked: the pipeline, and what is scored how."""
 
-    retriever: str = _help("finds the chunks: a short name, a sentence-transformers id or a path", default="minilm")
-    k: int = _help("chunks in the prompt, 0 or more; 0 is lm_eval's hf to the bit", default=3)
-    corpus: str | None = _help("a name, folder, file or Hub dataset id; None: what the task declares", default=None)
-    index: str | None = _help("a prebuilt index, a folder or Hub id; None: built once and reused", default=None)
-    query: str = _help("question, question+choices, or a Jinja template over the document", default="question")
-    placement: str = _help("question: directly before the asked question; start: before everything", default="question")
-    context_template: str | None = _help("file with a Jinja template over `chunks`; None: built in", default=None)
-    context_tokens: int | None = _help(
-        "most tokens of retrieved text; None: as the model's window allows", default=None
-    )
-    retriever_dtype: Literal["float32", "bfloat16"] = _help(
-        "float32, or bfloat16 where the processor has it", default="float32"
-    )
-    retriever_revision: str | None = _help("commit, branch or tag of the retriever's weights", default=None)
-    retriever_seed: int = _help("seed of the control `random`", default=DEFAULT_SEED)
-    adapter: str | None = _help("a name of `kinject adapters list`, instead of peft= and its revision", default=None)
-    scorer: str = _help("shared (default for k > 0) or harness (default for k = 0)", default="harness")
-    # not arguments themselves, but read from the files that these name
-    rule: QueryRule = field(default_factory=lambda: QueryRule("question"))
-    template: str = DEFAULT_TEMPLATE
+    pipeline: Pipeline
+    adapter: str | None
+    scorer: str
 
+    @property
+    def k(self) -> int:
+        """Chunks in the prompt."""
+        return self.pipeline.search.k
 
-_DERIVED = {"rule", "template"}
-_OURS = {f.name for f in fields(RagArguments)} - _DERIVED
+    def values(self) -> dict[str, Any]:
+        """All arguments of ours by name, with the defaults filled in; a choice's by the name of its slot."""
+        found: dict[str, Any] = {}
+        for name, stage in self.pipeline.stages().items():
+            if name in known_arguments((name,)):
+                found[name] = stage.name
+            found |= {own: getattr(stage, own) for own in arguments_of(type(stage))}
+        return found | {"adapter": self.adapter, "scorer": self.scorer}
 
 
 @dataclass(frozen=True)
@@ -114,32 +132,32 @@ def split(given: Mapping[str, Any], hf_names: Collection[str]) -> Split:
     problems: list[str] = []
     hf: dict[str, Any] = {}
     ours: dict[str, Any] = {}
+    known = known_arguments(ALL_SLOTS)
     for name, value in given.items():
-        if problem := _refused(name, value):
+        if problem := _refused(name):
             problems.append(problem)
-        elif name in _LATER_VALUES:
-            continue  # its only value so far is the default
-        elif name in _OURS:
+        elif name in known:
             ours[name] = value
         elif name == "model_kwargs":
             problems += _escape(value, hf)
         elif name in hf_names or name in FROM_PRETRAINED:
             hf[name] = value
         else:
-            problems.append(_unknown(name, hf_names))
-    checked = _check(ours, problems)
-    problems += _contradictions(ours, checked, hf)
+            problems.append(_unknown(name, {*known, *hf_names}))
+    stages, wrong = assemble(ALL_SLOTS, ours)
+    problems += wrong
+    problems += _contradictions(ours, hf)
     problems += _missing_folders(hf)
     if problems:
         raise ArgumentError(problems, WHERE)
-    return Split(_build(checked), hf)
+    return Split(_build(stages), hf)
 
 
 # Names ----------------------------------------------------------------------------------------------------------------
 
 
-def _refused(name: str, value: Any) -> str | None:
-    """Why an argument is refused whatever else is given, or None."""
+def _refused(name: str) -> str | None:
+    """Why an argument is refused whatever its value, or None."""
     if name in _SECRETS:
         return (
             f"{name}=: lm_eval writes model_args into its log and results, so a secret must not stand there; remove it "
@@ -147,136 +165,36 @@ def _refused(name: str, value: Any) -> str | None:
         )
     if name in _LATER:
         return f"{name}= ({_LATER[name]}) is not yet available; remove it"
-    if name in _LATER_VALUES:
-        only, later = _LATER_VALUES[name]
-        text = "none" if value is None else str(value)
-        if text in later:
-            return f"{name}={text} is not yet available; remove it, or pass {name}={only}"
-        if text != only:
-            return f"{name}={text} is unknown{_near(text, (only, *later))}; pass {name}={only}"
     return None
 
 
-def _unknown(name: str, hf_names: Collection[str]) -> str:
-    known = {*_OURS, *_LATER_VALUES, *hf_names, *FROM_PRETRAINED, "model_kwargs"}
+def _unknown(name: str, known: Collection[str]) -> str:
     return (
-        f"{name}= is unknown{_near(name, known)}; remove or correct it (what only from_pretrained knows goes into "
-        'model_kwargs of JSON model_args: {"model_kwargs": {…}})'
+        f"{name}= is unknown{near(name, {*known, *FROM_PRETRAINED, 'model_kwargs'})}; remove or correct it (what only "
+        'from_pretrained knows goes into model_kwargs of JSON model_args: {"model_kwargs": {…}})'
     )
-
-
-def _near(word: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, sorted(known), n=2, cutoff=0.6)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def _escape(value: Any, hf: dict[str, Any]) -> list[str]:
     if not isinstance(value, Mapping):
         return ['model_kwargs must be a dictionary; pass it in JSON model_args: {"model_kwargs": {"name": value}}']
-    secret = [f"model_kwargs: {problem}" for name in value if (problem := _refused(name, None)) and name in _SECRETS]
+    secret = [f"model_kwargs: {problem}" for name in value if (problem := _refused(name)) and name in _SECRETS]
     hf.update({str(name): v for name, v in value.items() if name not in _SECRETS})
     return secret
-
-
-# Values ---------------------------------------------------------------------------------------------------------------
-
-
-def _check(ours: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Returns the values that are sound by themselves; adds what is wrong with the others to `problems`."""
-    checked: dict[str, Any] = {}
-    for name, value in ours.items():
-        try:
-            checked[name] = _CHECKS[name](name, value)
-        except ArgumentError as error:
-            problems += error.problems
-    return checked
-
-
-def _whole(least: int, unit: str) -> Callable[[str, Any], int]:
-    def check(name: str, value: Any) -> int:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # lm_eval's command line reads -3 as -3.0
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ArgumentError(f"{name}={value} must be a whole number of {unit}, {least} or more; correct it")
-        return value
-
-    return check
-
-
-def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
-    return lambda name, value: None if value is None else check(name, value)
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str | os.PathLike) or not str(value).strip():
-        raise ArgumentError(f"{name}={value} must be a name or a path; correct it")
-    return os.fspath(value)
-
-
-def _one_of(*allowed: str) -> Callable[[str, Any], str]:
-    def check(name: str, value: Any) -> str:
-        text = str(value)
-        if text not in allowed:
-            raise ArgumentError(f"{name}={text} is unknown{_near(text, allowed)}; pass {' or '.join(allowed)}")
-        return text
-
-    return check
-
-
-def _retriever(name: str, value: Any) -> str:
-    return "none" if value is None else _text(name, value)  # lm_eval reads the word none as None
-
-
-def _query(name: str, value: Any) -> str:
-    text = _text(name, value)
-    QueryRule.parse(text)
-    return text
-
-
-def _template(name: str, value: Any) -> str:
-    text = _text(name, value)
-    read_template(text)
-    return text
-
-
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "retriever": _retriever,
-    "k": _whole(0, "chunks"),
-    "corpus": _optional(_text),
-    "index": _optional(_text),
-    "query": _query,
-    "placement": _one_of("question", "start"),
-    "context_template": _optional(_template),
-    "context_tokens": _optional(_whole(1, "tokens")),
-    "retriever_dtype": _text,
-    "retriever_revision": _optional(_text),
-    "retriever_seed": _whole(0, "the seed"),
-    "adapter": _optional(_text),
-    "scorer": _one_of("shared", "harness"),
-}
 
 
 # Together -------------------------------------------------------------------------------------------------------------
 
 
-def _contradictions(ours: Mapping[str, Any], checked: Mapping[str, Any], hf: Mapping[str, Any]) -> list[str]:
+def _contradictions(ours: Mapping[str, Any], hf: Mapping[str, Any]) -> list[str]:
     problems = []
-    retriever = checked.get("retriever", RagArguments.retriever)
-    if retriever == "none" and checked.get("k", 0) > 0:
-        problems.append(f"retriever=none with k={checked['k']} contradict each other; pass k=0, or another retriever")
-    problems += retriever_problems(
-        retriever,
-        dtype=checked.get("retriever_dtype", RagArguments.retriever_dtype),
-        index=checked.get("index"),
-        revision=checked.get("retriever_revision"),
-    )
     for one, other in _EXCLUSIVE:
         if hf.get(one) and hf.get(other):
             problems.append(f"{one}= and {other}= exclude each other; remove one of the two")
     problems += [
         f"adapter= and {other}= exclude each other; remove one of the two"
         for other in ("peft", "delta")
-        if checked.get("adapter") and hf.get(other)
+        if ours.get("adapter") and hf.get(other)
     ]
     if hf.get("enable_thinking") and hf.get("think_end_token") is None:
         problems.append("enable_thinking=True needs think_end_token=, the token that ends a model's thoughts; pass it")
@@ -301,15 +219,23 @@ def _missing_folders(hf: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _build(checked: dict[str, Any]) -> RagArguments:
-    """Fills in the defaults that depend on one another and reads the files that arguments name."""
-    if checked.get("retriever") == "none":
-        checked["k"] = 0
-    k = checked.get("k", RagArguments.k)
-    checked.setdefault("scorer", "shared" if k > 0 else "harness")
-    file = checked.get("context_template")
-    return RagArguments(
-        **checked,
-        rule=QueryRule.parse(checked.get("query", "question")),
-        template=read_template(file) if file else DEFAULT_TEMPLATE,
-    )
+def _build(stages: Mapping[str, Any]) -> RagArguments:
+    """Fills in the default that depends on another stage."""
+    pipeline = Pipeline(**{name: stages[name] for name in SLOTS})
+    scoring: Scoring = stages["scoring"]
+    usual = "shared" if pipeline.search.k > 0 else "harness"
+    return RagArguments(pipeline, scoring.adapter, scoring.scorer or usual)
+
+
+# Docs -----------------------------------------------------------------------------------------------------------------
+
+
+def argument_table() -> str:
+    """The arguments of ``rag-hf`` as the Markdown table of docs/score.md; a test holds the two together."""
+    lines = [
+        Line("pretrained", "the language model", "the embedded reader, said in one line"),
+        *reference(ALL_SLOTS),
+        Line("model_kwargs", "JSON model_args only: a dictionary for `from_pretrained`", "none"),
+    ]
+    rows = [f"| `{line.argument}` | {line.about} | {line.default.replace('`None`', 'none')} |" for line in lines]
+    return "\n".join(["| argument | meaning | default |", "|---|---|---|", *rows])

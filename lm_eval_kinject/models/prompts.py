@@ -2,7 +2,8 @@
 
 What it is for: `PromptWriter` takes the Instances of one call of a model, finds out what each asks and of which
 corpus, searches everything together, and puts the text where ``placement`` says. What it does not do: it scores
-nothing and loads no language model; tokens, window and chat template come from its `Host`.
+nothing and loads no language model; tokens, window and chat template come from its
+`Host`, and what is asked, found and written from the stages of its `Pipeline`.
 
 Ideas. *Requests that ask the same are one*: the options of a question share its query, its budget and its text.
 *The place is found, not guessed*: the task is asked again how it renders the question, and the prompt must end with
@@ -21,24 +22,22 @@ alone when it comes again (repeats, padding between ranks).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from lm_eval_kinject.context.compose import Composer, markers_of
-from lm_eval_kinject.corpus import Corpus, load_corpus
+from lm_eval_kinject.context.compose import Composer
 from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.models import task_hook
-from lm_eval_kinject.models.arguments import WHERE, RagArguments
+from lm_eval_kinject.models.arguments import WHERE
+from lm_eval_kinject.models.host import Host
+from lm_eval_kinject.models.pipeline import Pipeline
 from lm_eval_kinject.records import Hit, Query, Trace
+from lm_eval_kinject.retrieval.library import Library, clock
 
-__all__ = ["DEPTH", "Host", "Library", "PromptWriter", "Written", "clock", "mark_on"]
-
-DEPTH = 5
-"""Hits looked at for recall@5 where the gold chunk is known, also when fewer go into the prompt."""
+__all__ = ["PromptWriter", "Written", "mark_on"]
 
 _SLACK = 8
 """Tokens kept free, as the parts of a prompt may be cut into a few tokens more together than apart."""
@@ -47,23 +46,6 @@ _SHOWN = 50
 """Most hits and dropped chunks that a sample log lists, beside those in the prompt."""
 
 _ATTRIBUTE = "kinject_written"
-
-
-class Host(Protocol):
-    """What a language model must offer to the writer."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """A transformers tokenizer."""
-
-    def count(self, text: str, *, bare: bool) -> int:
-        """Tokens of a text; with ``bare``, without BOS and EOS."""
-
-    def room(self, request_type: str, arguments: Sequence[Any]) -> int:
-        """Tokens of the window that a request leaves free."""
-
-    def render(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
-        """The prompt that the chat template makes of messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,100 +73,21 @@ class _Asked:
     where: str
 
 
-@dataclass
-class Library:
-    """Corpora and retrievers of a run, each loaded when first needed.
-
-    Attributes:
-        arguments: ours.
-        device: where an embedding model runs, for example ``cpu``.
-        seconds: time spent per stage (``corpus``, ``index``, ``retrieval``).
-    """
-
-    arguments: RagArguments
-    device: str
-    seconds: dict[str, float] = field(default_factory=dict)
-    corpora: dict[str, Corpus] = field(default_factory=dict)
-    retrievers: dict[str, Any] = field(default_factory=dict)
-
-    def corpus(self, spec: str) -> Corpus:
-        """Loads a corpus and checks that it holds as many chunks as are asked for.
-
-        Raises:
-            CorpusError: it can't be loaded.
-            ArgumentError: ``k`` is larger than the corpus.
-        """
-        if spec not in self.corpora:
-            with clock(self.seconds, "corpus"):
-                corpus = load_corpus(spec)
-            if self.arguments.k > len(corpus.chunks) and self.arguments.retriever != "full":
-                raise ArgumentError(
-                    f"k={self.arguments.k}, but the corpus {corpus.name} has only {len(corpus.chunks)} chunks; "
-                    "lower k=, or pass a larger corpus=",
-                    WHERE,
-                )
-            self.corpora[spec] = corpus
-        return self.corpora[spec]
-
-    def retriever(self, spec: str) -> Any:
-        """Returns the retriever over a corpus, with its index built or opened."""
-        if spec not in self.retrievers:
-            corpus = self.corpus(spec)
-            from lm_eval_kinject.retrieval import make_retriever  # heavy
-
-            asked = self.arguments
-            with clock(self.seconds, "index"):
-                self.retrievers[spec] = make_retriever(
-                    asked.retriever,
-                    corpus,
-                    dtype=asked.retriever_dtype,
-                    index=asked.index,
-                    revision=asked.retriever_revision,
-                    seed=asked.retriever_seed,
-                    device=self.device,
-                )
-        return self.retrievers[spec]
-
-    def search(self, spec: str, queries: Sequence[Query]) -> dict[Query, tuple[Hit, ...]]:
-        """Searches a corpus for all queries in one batch, equal ones once."""
-        unique = list(dict.fromkeys(queries))
-        retriever = self.retriever(spec)
-        deep = any(query.gold is not None for query in unique)
-        depth = min(max(self.arguments.k, DEPTH) if deep else self.arguments.k, len(self.corpora[spec].chunks))
-        with clock(self.seconds, "retrieval"):
-            found = retriever.search(unique, depth)
-        return dict(zip(unique, (tuple(hits) for hits in found), strict=True))
-
-
-class clock:
-    """Adds the seconds that its block takes to ``seconds[stage]``."""
-
-    def __init__(self, seconds: dict[str, float], stage: str) -> None:
-        self._seconds, self._stage, self._began = seconds, stage, 0.0
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        passed = time.perf_counter() - self._began
-        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + passed
-
-
 class PromptWriter:
     """Puts retrieved text into the prompts of one model.
 
     Args:
-        arguments: ours.
+        pipeline: which stages make the text.
         host: the model.
         library: where chunks come from.
     """
 
-    def __init__(self, arguments: RagArguments, host: Host, library: Library) -> None:
-        self._arguments = arguments
+    def __init__(self, pipeline: Pipeline, host: Host, library: Library) -> None:
+        self._pipeline = pipeline
         self._host = host
         self._library = library
         self._composer = Composer(
-            lambda text: host.count(text, bare=True), markers_of(host.tokenizer), arguments.template
+            lambda text: host.count(text, bare=True), host.markers(), pipeline.compose.template, pipeline.order
         )
         self._messages: dict[str, tuple[list[dict[str, str]], bool]] = {}
 
@@ -206,7 +109,7 @@ class PromptWriter:
         asked = [self._asked(instances) for instances in _by_question(fresh.values())]
         found: dict[str, dict[Query, tuple[Hit, ...]]] = {}
         for spec in dict.fromkeys(a.corpus for a in asked):
-            found[spec] = self._library.search(spec, [a.query for a in asked if a.corpus == spec])
+            found[spec] = self._library.find(spec, [a.query for a in asked if a.corpus == spec])
         with clock(self._library.seconds, "composition"):
             return [self._compose(a, found[a.corpus][a.query]) for a in asked]
 
@@ -234,12 +137,12 @@ class PromptWriter:
         where = task_hook.where(first)
         said = task_hook.declaration(first)
         rendered, choices, varies = task_hook.rendered_question(first)
-        if varies and self._arguments.rule.mode != "template":
+        if varies and self._pipeline.query.rule.mode != "template":
             raise ContextError(
                 f"{where}: in this task the question differs from option to option, so asking with it would give the "
                 "answer away. Pass query=FILE, a file with a Jinja template over the document."
             )
-        text = self._arguments.rule.text(
+        text = self._pipeline.query.rule.text(
             first.doc if isinstance(first.doc, Mapping) else {},
             where=where,
             declared=said.query,
@@ -247,7 +150,7 @@ class PromptWriter:
             choices=choices,
         )
         gold = first.doc.get(said.gold) if said.gold and isinstance(first.doc, Mapping) else None
-        if gold is None and self._arguments.retriever == "oracle":
+        if gold is None and self._pipeline.search.retriever == "oracle":
             raise ContextError(
                 f"{where}: retriever=oracle needs the chunk that the question was made from, and the task names none. "
                 "Declare its field in the task's YAML (metadata: kinject: gold:), or pass another retriever."
@@ -255,7 +158,7 @@ class PromptWriter:
         return _Asked(instances, Query(text, None if gold is None else str(gold)), self._corpus(first, said), where)
 
     def _corpus(self, instance: Any, said: task_hook.Declaration) -> str:
-        spec = self._arguments.corpus or said.corpus
+        spec = self._pipeline.search.corpus or said.corpus
         if spec is None:
             raise ArgumentError(
                 f"corpus= is missing: the task {instance.task_name} declares no corpus of its own; pass "
@@ -274,11 +177,12 @@ class PromptWriter:
                 f"{room + _SLACK} tokens, of which {_SLACK} are kept in reserve). Lower --num_fewshot, raise "
                 "max_length= if the model allows it, or pass k=0."
             )
-        limit = self._arguments.context_tokens
-        top = hits[: self._arguments.k]
-        if self._arguments.retriever == "full":
+        limit = self._pipeline.compose.context_tokens
+        top = hits[: self._pipeline.search.k]
+        if self._pipeline.search.retriever == "full":
             top = hits  # all there is; the budget decides
-        made = self._composer.compose(top, room if limit is None else min(room, limit), where=asked.where)
+        (group,) = self._pipeline.fusion.groups(top)
+        made = self._composer.compose(group, room if limit is None else min(room, limit), where=asked.where)
         query = asked.query
         trace = Trace(query.text, top, made.used, made.dropped, made.truncated, made.tokens, query.gold)
         fingerprint = self._library.corpora[asked.corpus].fingerprint
@@ -301,8 +205,8 @@ class PromptWriter:
                 f"{task_hook.where(instance)}: the task changes its prompt after the chat template, so the user's turn "
                 "can't be found in it. Run this task without --apply_chat_template, or with k=0."
             )
-        if self._arguments.placement == "start":
-            bos = str(getattr(self._host.tokenizer, "bos_token", None) or "")
+        if self._pipeline.compose.placement == "start":
+            bos = self._host.bos()
             head = len(bos) if bos and prompt.startswith(bos) else 0
             return prompt[:head] + text + prompt[head:]
         question = self._question(instance)
@@ -318,7 +222,7 @@ class PromptWriter:
         turns = [message for message in changed if message["role"] == "user"]
         if not turns:
             raise self._lost(instance)
-        if self._arguments.placement == "start":
+        if self._pipeline.compose.placement == "start":
             turns[0]["content"] = text + turns[0]["content"]
         else:
             question, content = self._question(instance), turns[-1]["content"]

@@ -1,8 +1,8 @@
 """Retrieval for any of lm_eval's language models: the mixin behind the model types ``rag-…``.
 
-What it is for: `RagMixin` goes before one of lm_eval's model classes and gives it our arguments, retrieved text in the
-prompts of ``loglikelihood`` and ``generate_until``, and provenance in the results. What it does not do: it computes no
-log-likelihood itself; that is the host class's work, or the shared-prefix scorer's.
+What it is for: `RagMixin` goes before a `Host` and one of lm_eval's model classes, and gives them our arguments,
+retrieved text in the prompts of ``loglikelihood`` and ``generate_until``, and provenance in the results. What it does
+not do: it loads no model and computes no log-likelihood; that is the host's work, or the shared-prefix scorer's.
 
 The one idea: with ``k=0`` every method hands its arguments on untouched, so that the result has the same bits as the
 host class's own; everything else lives in `PromptWriter`.
@@ -10,44 +10,36 @@ host class's own; everything else lives in `PromptWriter`.
 
 from __future__ import annotations
 
-import errno
+import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lm_eval_kinject.errors import ArgumentError, ModelError
-from lm_eval_kinject.hub.registry import READER, ResolvedAdapter, check_base, resolve
-from lm_eval_kinject.log import log
+from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.models import task_hook
-from lm_eval_kinject.models.arguments import WHERE, split
-from lm_eval_kinject.models.prompts import Library, PromptWriter, clock, mark_on
-from lm_eval_kinject.models.results import (
-    Figure,
-    check_complete,
-    figure_of,
-    figures,
-    loading,
-    model_identity,
-    ties,
-)
-from lm_eval_kinject.plugin import assets_dir
+from lm_eval_kinject.models.arguments import WHERE, RagArguments, split
+from lm_eval_kinject.models.prompts import PromptWriter, mark_on
+from lm_eval_kinject.models.results import Figure, check_complete, figure_of, figures, ties
 from lm_eval_kinject.provenance import environment
+from lm_eval_kinject.retrieval.library import Library, clock
+
+if TYPE_CHECKING:
+    from lm_eval_kinject.models.host import Host
+    from lm_eval_kinject.models.together import OnePass, Share
+
+    _Base = Host  # what a class mixed into has beside lm_eval's own methods
+else:
+    _Base = object
 
 __all__ = ["RagMixin"]
 
 
-_COMPANIONS = ("peft", "delta", "tokenizer")
-_REAL_MODEL = "Qwen/Qwen3-0.6B-Base"
-
-
-class RagMixin:
-    """Mixed in before a subclass of lm_eval's ``HFLM``.
+class RagMixin(_Base):
+    """Mixed in before a host and the class of lm_eval that it is for.
 
     Args:
-        pretrained: as ``hf`` takes it; default: the embedded reader.
-        **arguments: all of the host class's, and those of `RagArguments`.
+        pretrained: as the host class takes it.
+        **arguments: all of the host class's, and our own (`lm_eval_kinject.models.arguments`).
 
     Raises:
         ArgumentError: an argument is unknown, unsound or contradicts another; nothing has been loaded then.
@@ -59,109 +51,76 @@ class RagMixin:
     host_class: Any
     """The class of lm_eval that is mixed into; a subclass names it."""
 
-    # what the host class has after its __init__
-    backend: str
-    config: Any
-    device: Any
-    gather_object: Callable[..., Any]
-    max_gen_toks: int
-    max_length: int
-    pretrained: Any
-    revision: str | None
-    tok_encode: Callable[..., list[int]]
-    tokenizer: Any
-
     def __init__(self, pretrained: Any = None, **arguments: Any) -> None:
         if pretrained is not None:
             arguments["pretrained"] = pretrained
         parameters = inspect.signature(self.host_class.__init__).parameters.values()
         names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"}
         parted = split(arguments, names)
-        self.rag = parted.rag
+        stages = parted.rag.pipeline
+        library = Library(stages.search, stages.rerank, "cpu", WHERE)
+        if stages.search.k > 0 and stages.search.corpus is not None:
+            library.corpus(stages.search.corpus)  # what is wrong with it is found before the model is loaded
+        self.load(parted.rag, parted.hf, {p.name: p.default for p in parameters})
+        self._scorers: dict[str, Any] = {}
+        library.device = self.encoder_device()
+        self._take(parted.rag, library)
+
+    def _take(self, rag: RagArguments, library: Library) -> None:
+        """Begins with these arguments: nothing asked, nothing written, nothing scored yet."""
+        self.rag = rag
         self._written: dict[tuple[str, int], Figure] = {}
         self._ties: dict[tuple[str, int], bool] = {}
-        self._seconds: dict[str, float] = {}
+        self._seconds = library.seconds
         self._reported = False
-        self._scorer: Any = None
-        self._adapter: ResolvedAdapter | None = None
-        hf = self._completed(parted.hf)
-        library = Library(self.rag, "cpu", self._seconds)
-        if self.rag.k > 0 and self.rag.corpus is not None:
-            library.corpus(self.rag.corpus)  # what is wrong with it is found before the model is loaded
-        usual = {p.name: p.default for p in parameters}
-        self._loading = loading(hf, usual)
-        # Looked up now and once: a name on the Hub can mean another commit after the evaluation.
-        self._companions = {
-            part: model_identity(hf[part], commit=None, revision=hf.get("revision", usual.get("revision")))
-            for part in _COMPANIONS
-            if hf.get(part)
-        }
-        self._load(hf)
-        library.device = str(self.device)
+        self._pass: OnePass | None = None
+        self._share: Share | None = None
         self._library = library
-        self._writer = PromptWriter(self.rag, self, library)
-        if self.rag.k > 0:
+        self._writer = PromptWriter(rag.pipeline, self, library)
+        if rag.k > 0:
             task_hook.install()
-        if self.rag.scorer == "shared":
-            from lm_eval_kinject.scoring import SharedPrefixScorer
-
-            self._scorer = SharedPrefixScorer(self)
+        self._scorer = self._shared_scorer() if rag.scorer == "shared" else None
         check_complete(self.provenance(), retrieves=False)
 
-    # Loading --------------------------------------------------------------------------------------------------------
+    def _shared_scorer(self) -> Any:
+        """The shared-prefix scorer of the loaded model; one for all that score with it."""
+        if "shared" not in self._scorers:
+            self._scorers["shared"] = self.prefix_scorer()
+        return self._scorers["shared"]
 
-    def _completed(self, hf: dict[str, Any]) -> dict[str, Any]:
-        """Fills in the embedded reader, and a device that this machine has (``hf`` assumes CUDA)."""
-        import torch
+    def variant(self, **arguments: Any) -> Any:
+        """The same loaded model with other arguments of ours, as if it had been loaded with them.
 
-        if self.rag.adapter is not None:
-            self._put_on(hf, self.rag.adapter)
-        if hf.get("pretrained") is None:
-            hf["pretrained"] = _embedded_reader()
-        if "device" not in hf and isinstance(hf["pretrained"], str) and not torch.cuda.is_available():
-            hf["device"] = "mps" if torch.backends.mps.is_available() else "cpu"
-        return hf
+        Corpora, retrievers and embedded questions are shared; figures, times and results are each one's own.
 
-    def _put_on(self, hf: dict[str, Any], name: str) -> None:
-        """Replaces ``adapter=`` by what ``hf`` understands: a checked folder, and its base where none is given."""
-        found = self._adapter = resolve(name)
-        if not found.adapter and hf.get("pretrained") is not None:
-            raise ArgumentError(f"adapter={name} is a whole model, in the place of pretrained=; remove one", WHERE)
-        if not found.adapter:
-            hf["pretrained"] = str(found.path)
-            return
-        if hf.get("pretrained") is None and found.base != READER:
-            hf["pretrained"] = found.base
-        check_base(found, hf.get("pretrained"))
-        if hf.get("pretrained") == found.base and found.base_revision and not Path(found.base).is_dir():
-            _pin(hf, found)
-        hf["peft"] = str(found.path)
+        Args:
+            **arguments: our own, all that aren't to be their defaults; ``adapter=`` is not among them.
 
-    def _load(self, hf: dict[str, Any]) -> None:
-        name = hf["pretrained"]
-        try:
-            super().__init__(**hf)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise ModelError(
-                    f"The disk is full, so {name} can't be downloaded. Make room, or set HF_HOME to a larger disk."
-                ) from error
-            raise ModelError(_unreachable(hf, str(error))) from error
-        except RuntimeError as error:
-            if hf.get("peft") and "size mismatch" in str(error):
-                raise ModelError(_misfit(hf, "its matrices have other shapes than the base's modules")) from error
-            raise
-        except ValueError as error:
-            if hf.get("peft") and "not found in the base model" in str(error):
-                raise ModelError(_misfit(hf, str(error).split(". ")[0])) from error
-            if "adapter_config.json" in str(error) or "Unrecognized model" in str(error):
-                raise ModelError(_unreachable(hf, str(error))) from error
-            raise
+        Raises:
+            ArgumentError: an argument is none of ours, or unsound.
+        """
+        if arguments.get("adapter") is not None:
+            raise ArgumentError("adapter= decides what is loaded; load a model with it", WHERE)
+        rag = split(arguments, ()).rag
+        stages = rag.pipeline
+        other = copy.copy(self)
+        other._take(rag, Library(stages.search, stages.rerank, self._library.device, WHERE, shelf=self._library.shelf))
+        return other
 
     # What lm_eval calls ---------------------------------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
-        """Scores continuations, with retrieved text in their contexts; see lm_eval's ``LM.loglikelihood``."""
+        """Scores continuations, with retrieved text in their contexts; see lm_eval's ``LM.loglikelihood``.
+
+        Raises:
+            ArgumentError: the host gives no log-probabilities.
+        """
+        if not self.gives_log_probs:
+            raise ArgumentError(
+                "this model gives no log-probabilities of its prompt, which multiple-choice tasks are scored by; run a "
+                "task of open answers (generate_until), or score the model with rag-hf",
+                "the command",
+            )
         return self._answer("loglikelihood", requests, kwargs)
 
     def generate_until(self, requests: list[Any], **kwargs: Any) -> list[str]:
@@ -184,15 +143,27 @@ class RagMixin:
             bare = [self._writer.bare(request) for request in requests]
         with clock(self._seconds, "scoring"):
             answers = host(bare, **kwargs)
+        if self._share is not None:
+            self._seconds["scoring"] = self._share.seconds  # not the time in which others were evaluated
         if method == "loglikelihood":
-            for part in self.gather_object(ties(requests, answers)) or ():
+            for part in self.gather(ties(requests, answers)) or ():
                 self._ties.update(part)
         return answers
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt and what follows it; in one pass over several cells, each pair is encoded once."""
+        encode = super()._encode_pair  # type: ignore[misc]
+        return (
+            encode(context, continuation) if self._pass is None else self._pass.encoded(encode, context, continuation)
+        )
 
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """Takes the shared-prefix scorer, but for windows of rolling text (they have no key and share nothing)."""
+        if self._pass is not None and override_bs is None:
+            answers, self._share = self._pass.answers(requests)
+            return answers
         if self._scorer is None or override_bs is not None:
             more = {} if override_bs is None else {"override_bs": override_bs}
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, **more)  # type: ignore[misc]
@@ -223,7 +194,7 @@ class RagMixin:
     def get_model_info(self) -> dict[str, Any]:
         """What lm_eval adds to ``config`` of its results, after the evaluation: the host's, and ours as ``kinject``."""
         info: dict[str, Any] = super().get_model_info()  # type: ignore[misc]
-        tasks = figures(self._written.values(), self.rag.k, ranked=self.rag.retriever != "full")
+        tasks = figures(self._written.values(), self.rag.k, ranked=self.rag.pipeline.search.retriever != "full")
         questions = Counter(task for task, _ in self._ties)
         tied = Counter(task for (task, _), is_tied in self._ties.items() if is_tied)
         for task, count in questions.items():
@@ -236,27 +207,6 @@ class RagMixin:
         self._reported = True
         return info
 
-    # What the prompt writer asks of a host ---------------------------------------------------------------------------
-
-    def count(self, text: str, *, bare: bool) -> int:
-        """Tokens of a text; with ``bare``, without BOS and EOS."""
-        return len(self.tok_encode(text, add_special_tokens=False if bare else None))
-
-    def room(self, request_type: str, arguments: Sequence[Any]) -> int:
-        """Tokens of the model's window that a request leaves free (an encoder's, where there is one)."""
-        free = self.max_length - self.count(arguments[0], bare=False)
-        if self.backend == "seq2seq":
-            return free
-        if request_type == "generate_until":
-            from lm_eval.models.utils import normalize_gen_kwargs
-
-            return free - int(normalize_gen_kwargs(arguments[1], self.max_gen_toks)["max_gen_toks"])
-        return free - self.count(arguments[1], bare=True)
-
-    def render(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
-        """The prompt that the host's chat template makes of messages."""
-        return super().apply_chat_template(messages, add_generation_prompt=generation_prompt)  # type: ignore[misc]
-
     # What a result says ---------------------------------------------------------------------------------------------
 
     def provenance(self) -> dict[str, Any]:
@@ -264,46 +214,29 @@ class RagMixin:
         rag = self.rag
         made: dict[str, Any] = {
             "k": rag.k,
-            "model": self._identity(),
+            **self.identity(),
             "scorer": self._scorer_used(),
             "environment": environment(),
         }
-        made |= self._companions
-        if self._loading:
-            made["loading"] = self._loading
-        if self._adapter is not None:
-            made["adapter"] = self._adapter.name
-            if self._adapter.identity is not None:  # the Hub's name and commit say more than a folder in its cache
-                made["peft" if self._adapter.adapter else "model"] = self._adapter.identity
         if rag.k == 0:
             return made
-        made["retriever"] = rag.retriever
+        made["retriever"] = rag.pipeline.search.retriever
         made["retrievers"] = [retriever.provenance() for retriever in self._library.retrievers.values()]
         made["corpora"] = [corpus.provenance() for corpus in self._library.corpora.values()]
-        made["prompt"] = {
-            "query": rag.rule.source or rag.rule.mode,
-            "placement": rag.placement,
-            "order": "relevance",
-            "fusion": "concat",
-            "context_template": rag.template,
-            "context_tokens": rag.context_tokens,
-            "max_length": self.max_length,
-        }
-        made["seeds"] = {"retriever": rag.retriever_seed}
+        made["prompt"] = {**rag.pipeline.prompt(), "max_length": self.max_length}
+        made["pipeline"] = rag.pipeline.provenance()
+        made["seeds"] = {"retriever": rag.pipeline.search.retriever_seed}
         return made
 
     def _scorer_used(self) -> dict[str, Any]:
         """Which scorer was asked for and which one answered last, with the reason where they differ."""
-        if self._scorer is None:
+        scorer = self._scorer if self._pass is None else self._shared_scorer()
+        if scorer is None:
             return {"asked": self.rag.scorer, "used": "harness", "reason": ""}
-        stats = self._scorer.stats
-        return {"asked": self.rag.scorer, "used": stats.path, "reason": stats.reason}
-
-    def _identity(self) -> dict[str, Any]:
-        if not hasattr(self, "_identity_found"):
-            commit = getattr(self.config, "_commit_hash", None)
-            self._identity_found = model_identity(self.pretrained, commit=commit, revision=self.revision)
-        return self._identity_found
+        used: dict[str, Any] = {"asked": self.rag.scorer, "used": scorer.stats.path, "reason": scorer.stats.reason}
+        if self._share is not None:
+            used["together"] = {"evaluations": self._share.evaluations, "distinct_tokens": self._share.distinct_tokens}
+        return used
 
     def _note(self, marks: list[Any], requests: list[Any]) -> None:
         """Keeps the figures of what was just written; the first process collects those of all."""
@@ -313,56 +246,5 @@ class RagMixin:
             for request in requests
             if (mark := by_mark.pop(id(mark_on(request)), None)) is not None
         ]
-        for part in self.gather_object(mine) or ():
+        for part in self.gather(mine) or ():
             self._written.update({(figure.task, figure.doc_id): figure for figure in part})
-
-
-def _pin(hf: dict[str, Any], adapter: ResolvedAdapter) -> None:
-    """Loads the base at the commit that an adapter was trained on, and no other."""
-    given = hf.setdefault("revision", adapter.base_revision)
-    if given != adapter.base_revision:
-        raise ArgumentError(
-            f"revision={given}: adapter={adapter.name} was trained on {adapter.base} at {adapter.base_revision}; "
-            "remove revision=, or pass that one",
-            WHERE,
-        )
-
-
-def _embedded_reader() -> str:
-    folder = assets_dir() / "reader"
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            "pretrained= was not given, and this installation carries no embedded reader. Pass a model, for example "
-            f"pretrained={_REAL_MODEL}, or a folder with one."
-        )
-    log.info(
-        "No pretrained= given: the embedded reader is scored, a small model that shows the method and nothing else. "
-        "For a real one pass, for example, pretrained=%s.",
-        _REAL_MODEL,
-    )
-    return str(folder)
-
-
-def _misfit(hf: dict[str, Any], problem: str) -> str:
-    return (
-        f"The adapter peft={hf['peft']} doesn't fit the model pretrained={hf['pretrained']}: {problem}. Pass the base "
-        "that it was trained on (base_model_name_or_path in its adapter_config.json)."
-    )
-
-
-def _unreachable(hf: dict[str, Any], problem: str) -> str:
-    """Says which of the named models failed, and what works without a network."""
-    given = {name: hf[name] for name in ("pretrained", *_COMPANIONS) if isinstance(hf.get(name), str)}
-    named = {name: value for name, value in given.items() if value in problem}
-    names = [f"{name}={value}" for name, value in (named or given).items()]
-    reason = " ".join(problem.split()).split(". ")[0].rstrip(".")
-    local = [name for name in ("pretrained", "peft") if hf.get(name) and Path(str(hf[name])).expanduser().is_dir()]
-    advice = (
-        "a folder there must hold config.json and weights (peft: adapter_config.json and weights)"
-        if local
-        else "check its spelling, and that HF_TOKEN is set if it is private"
-    )
-    return (
-        f"The model can't be loaded ({', '.join(names)}): {reason}. What to do: {advice}. Without a network pass a "
-        "folder on this disk or a model in the Hub's cache, or leave pretrained= out for the embedded reader."
-    )

@@ -1,17 +1,18 @@
-"""The model type ``rag-hf``: lm_eval's ``hf`` with retrieval. All of it is in `RagMixin`; here it gets its name."""
+"""The model type ``rag-hf``: lm_eval's ``hf`` with retrieval. All of it is in `RagMixin` and `HFHost`."""
 
 from __future__ import annotations
 
 from lm_eval.api.registry import model_registry, register_model
 from lm_eval.models.huggingface import HFLM
 
+from lm_eval_kinject.models.hf_host import HFHost
 from lm_eval_kinject.models.rag import RagMixin
 
 __all__ = ["RagHFLM"]
 
 
-class RagHFLM(RagMixin, HFLM):
-    """Takes every argument of ``hf`` and those of `lm_eval_kinject.models.arguments.RagArguments`."""
+class RagHFLM(RagMixin, HFHost, HFLM):
+    """Takes every argument of ``hf`` and those of the pipeline (`kinject arguments` lists them)."""
 
     host_class = HFLM
 

@@ -14,11 +14,14 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_kinject.errors import KinjectError, ProvenanceError
-from lm_eval_kinject.models.prompts import DEPTH, Written
 from lm_eval_kinject.provenance import fingerprint, fingerprint_file
+from lm_eval_kinject.retrieval.library import DEPTH
+
+if TYPE_CHECKING:
+    from lm_eval_kinject.models.prompts import Written
 
 __all__ = ["Figure", "check_complete", "figure_of", "figures", "model_identity", "ties"]
 

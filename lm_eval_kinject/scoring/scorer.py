@@ -152,6 +152,11 @@ class SharedPrefixScorer:
         finally:
             self.stats.forwarded_tokens = self._forward.forwarded_tokens - before
 
+    def distinct_tokens(self, requests: Sequence[Request]) -> int:
+        """Tokens of the trie of some requests: what scoring them forwards, the self-check apart."""
+        inputs = [truncated_input(context, option, self._lm.max_length) for _, context, option in requests]
+        return len(build_trie(inputs, [option for _, _, option in requests]))
+
     def _shared(self, requests: Sequence[Request], trie: Trie, suspects: Set[int], disable_tqdm: bool) -> list[Answer]:
         """Scores `requests` through their trie; nothing is handed on before the suspects agree with lm_eval's path."""
         answers: dict[int, Answer] = {}

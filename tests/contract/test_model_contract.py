@@ -16,8 +16,9 @@ from lm_eval.api.model import LM, CachingLM
 from lm_eval.api.registry import get_model
 
 from lm_eval_kinject.errors import ArgumentError, ContextError, KinjectError
-from lm_eval_kinject.models.arguments import RagArguments
+from lm_eval_kinject.models.arguments import ALL_SLOTS
 from lm_eval_kinject.models.rag_hf import RagHFLM
+from lm_eval_kinject.stages import known_arguments
 
 TYPES = {"rag-hf": RagHFLM}
 
@@ -71,7 +72,7 @@ def test_takes_lm_evals_two_ways_of_arguments(cls, place):
 @pytest.mark.parametrize("cls", TYPES.values())
 def test_no_argument_of_ours_hides_one_of_the_hosts(cls):
     host = set(inspect.signature(cls.host_class.__init__).parameters)
-    assert not host & {name for name in RagArguments.__dataclass_fields__ if name not in {"rule", "template"}}
+    assert not host & known_arguments(ALL_SLOTS)
 
 
 def test_text_goes_in_and_answers_keep_their_order(make):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 
 from lm_eval_kinject.context.compose import DEFAULT_TEMPLATE
 from lm_eval_kinject.errors import ArgumentError
-from lm_eval_kinject.models.arguments import RagArguments, split
+from lm_eval_kinject.models.arguments import ALL_SLOTS, argument_table, split
+from lm_eval_kinject.stages import reference
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +31,12 @@ def test_defaults(hf_names):
     parted = split({}, hf_names)
     assert parted.hf == {}
     rag = parted.rag
-    assert (rag.retriever, rag.k, rag.corpus, rag.query, rag.placement) == ("minilm", 3, None, "question", "question")
-    assert (rag.scorer, rag.retriever_dtype, rag.context_tokens) == ("shared", "float32", None)
-    assert rag.template == DEFAULT_TEMPLATE
+    search, compose = rag.pipeline.search, rag.pipeline.compose
+    assert (search.retriever, rag.k, search.corpus, search.retriever_dtype) == ("minilm", 3, None, "float32")
+    assert (rag.pipeline.query.query, compose.placement, compose.context_tokens) == ("question", "question", None)
+    assert (rag.scorer, rag.adapter, compose.template) == ("shared", None, DEFAULT_TEMPLATE)
+    assert rag.values()["order"] == "relevance"
+    assert rag.values()["k"] == 3
 
 
 def test_every_argument_of_hf_goes_to_hf(hf_names):
@@ -68,8 +73,8 @@ def test_defaults_of_later_arguments_may_be_written_out(value, hf_names):
 
 
 def test_a_retriever_by_id_or_folder(hf_names, tmp_path):
-    assert split({"retriever": "BAAI/bge-m3"}, hf_names).rag.retriever == "BAAI/bge-m3"
-    assert split({"retriever": str(tmp_path)}, hf_names).rag.retriever == str(tmp_path)
+    assert split({"retriever": "BAAI/bge-m3"}, hf_names).rag.pipeline.search.retriever == "BAAI/bge-m3"
+    assert split({"retriever": str(tmp_path)}, hf_names).rag.pipeline.search.retriever == str(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,6 @@ def test_a_retriever_by_id_or_folder(hf_names, tmp_path):
         ({"context_tokens": "many"}, "context_tokens=many"),
         ({"corpus": 3}, "corpus=3 must be a name or a path"),
         ({"scorer": "fast"}, "scorer=fast is unknown; pass shared or harness"),
-        ({"order": "sides"}, "order=sides is not yet available"),
         ({"order": "upwards"}, "order=upwards is unknown"),
         ({"fusion": "rag-token"}, "fusion=rag-token is not yet available"),
         ({"temperature": 0.1}, "temperature= (marginalised fusion) is not yet available"),
@@ -151,8 +155,8 @@ def test_templates_are_read_and_checked(hf_names, tmp_path):
     blind.write_text("no text")
     query.write_text("{{ question }} {{ subject }}")
     rag = split({"context_template": str(good), "query": str(query)}, hf_names).rag
-    assert rag.template == good.read_text()
-    assert (rag.rule.mode, rag.rule.source) == ("template", query.read_text())
+    assert rag.pipeline.compose.template == good.read_text()
+    assert (rag.pipeline.query.rule.mode, rag.pipeline.query.rule.source) == ("template", query.read_text())
     assert "line 2" in problems_of(hf_names, context_template=str(broken))[0]
     assert "never uses `chunks`" in problems_of(hf_names, context_template=str(blind))[0]
 
@@ -169,11 +173,18 @@ def test_templates_that_cant_be_read_or_name_unknown_filters(hf_names, tmp_path)
 
 
 def test_a_path_object_is_a_path(hf_names, tmp_path):
-    assert split({"corpus": tmp_path}, hf_names).rag.corpus == str(tmp_path)
+    assert split({"corpus": tmp_path}, hf_names).rag.pipeline.search.corpus == str(tmp_path)
 
 
-def test_every_argument_has_a_line_for_the_reference():
-    from dataclasses import fields
+def test_every_argument_has_a_line_in_the_docs():
+    lines = reference(ALL_SLOTS)
+    assert len({line.argument for line in lines}) == len(lines)
+    assert all(len(line.about) > 10 for line in lines)
+    page = Path(__file__).parents[2] / "docs" / "score.md"
+    assert argument_table() in page.read_text(encoding="utf-8")
 
-    own = [f for f in fields(RagArguments) if f.name not in {"rule", "template"}]
-    assert all(len(f.metadata["help"]) > 10 for f in own)
+
+def test_variants_of_one_slot_are_refused_for_another():
+    given = {"order": "sides"}
+    assert split(given, ()).rag.pipeline.order.name == "sides"
+    assert split(given, ()).rag.values()["order"] == "sides"

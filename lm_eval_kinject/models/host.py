@@ -1,0 +1,72 @@
+"""What a model type must offer so that retrieval can be mixed into it.
+
+What it is for: `RagMixin` works on any of lm_eval's model classes whose subclass answers these questions; `hf_host`
+does for transformers models. A model type behind another engine or an endpoint writes its own host and inherits the
+rest. What it does not do: it scores nothing; that is ``loglikelihood`` and ``generate_until`` of the host class.
+
+The one idea: everything that composing a prompt, naming the model and collecting figures needs is here, and nothing
+that needs weights in this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from lm_eval_kinject.models.arguments import RagArguments
+
+__all__ = ["Host"]
+
+
+@runtime_checkable
+class Host(Protocol):
+    """One loaded model.
+
+    Attributes:
+        gives_log_probs: whether log-probabilities of a prompt's own tokens can be had: without, ``loglikelihood`` and
+            with it every multiple-choice task is refused.
+        max_length: the window, in tokens.
+    """
+
+    gives_log_probs: bool
+    max_length: int
+
+    def load(self, rag: RagArguments, arguments: dict[str, Any], usual: Mapping[str, Any]) -> None:
+        """Loads the model, or connects to it.
+
+        Args:
+            rag: our arguments.
+            arguments: the host class's own, checked.
+            usual: the defaults of the host class's parameters.
+
+        Raises:
+            ArgumentError: they contradict each other.
+            ModelError: the model can't be reached.
+        """
+
+    def markers(self) -> tuple[str, ...]:
+        """Strings in a text that the model would read as control and not as text; see `compose.markers_of`."""
+
+    def bos(self) -> str:
+        """What a prompt may begin with that text must not be put before; empty if there is nothing."""
+
+    def count(self, text: str, *, bare: bool) -> int:
+        """Tokens of a text; with ``bare``, without BOS and EOS."""
+
+    def room(self, request_type: str, arguments: Sequence[Any]) -> int:
+        """Tokens of the window that a request leaves free; ``arguments`` are its prompt and what follows it."""
+
+    def render(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
+        """The prompt that the model's chat template makes of messages."""
+
+    def identity(self) -> dict[str, Any]:
+        """Whose answers these are: ``model`` with its name and commit or fingerprint, and what else decides them."""
+
+    def encoder_device(self) -> str:
+        """Where an embedding model may run beside it, for example ``cpu``."""
+
+    def prefix_scorer(self) -> Any | None:
+        """A `SharedPrefixScorer` over the loaded model, made anew; None where the host scores in a way of its own."""
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all processes of a run, on the first; None on the others."""

@@ -1,0 +1,60 @@
+"""The injection pipeline as one thing: which steps there are, in which order, and what stands in each.
+
+What it is for: `Pipeline` holds one stage a slot, for one run; `SLOTS` is their order. What it does not do: the steps'
+work, which is in the rooms that declare them.
+
+    question ─ query ─ search ─ rerank ─ order ─ compose ─ fusion ─ route ─ reasoning ─ score
+               context └ retrieval ────┘ └ context ──────────────────────────────────┘ the host, or `scoring`
+
+A new variant is a class in one of these rooms (see `lm_eval_kinject.stages`); nothing here changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_kinject.context.combine import Fusion
+from lm_eval_kinject.context.compose import Compose
+from lm_eval_kinject.context.order import Order
+from lm_eval_kinject.context.query import QuestionQuery
+from lm_eval_kinject.retrieval.library import Reranker, Search
+from lm_eval_kinject.stages import Stage
+
+__all__ = ["SLOTS", "Pipeline"]
+
+SLOTS = ("query", "search", "rerank", "order", "compose", "fusion", "route", "reasoning")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One stage a slot; see `SLOTS`."""
+
+    query: QuestionQuery
+    search: Search
+    rerank: Reranker
+    order: Order
+    compose: Compose
+    fusion: Fusion
+    route: Stage
+    reasoning: Stage
+
+    def stages(self) -> Mapping[str, Stage]:
+        """The stages by slot, in order."""
+        return {slot: getattr(self, slot) for slot in SLOTS}
+
+    def prompt(self) -> dict[str, Any]:
+        """``config.kinject.prompt`` of a result: what decides the prompt, by the names of the arguments."""
+        return {
+            "query": self.query.rule.source or self.query.rule.mode,
+            "placement": self.compose.placement,
+            "order": self.order.name,
+            "fusion": self.fusion.name,
+            "context_template": self.compose.template,
+            "context_tokens": self.compose.context_tokens,
+        }
+
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """``config.kinject.pipeline`` of a result: what every stage says of itself, by slot."""
+        return {slot: stage.provenance() for slot, stage in self.stages().items()}

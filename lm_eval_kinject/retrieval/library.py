@@ -1,0 +1,223 @@
+"""Corpora and retrievers by name, each loaded when first needed and shared by all that ask for it.
+
+What it is for: `Search` is the stage that takes ``retriever=``, ``k=`` and ``corpus=``; a `Library` answers its queries
+for one run, from a `Shelf` that many runs of one process can share. What it does not do: search (the retrievers do).
+
+The one idea: what a run used and what a process has loaded are two things. Six runs over K load a corpus, an index and
+an encoder once and embed each question once, and each still says in its results just what it used itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from lm_eval_kinject.corpus import Corpus, load_corpus
+from lm_eval_kinject.errors import ArgumentError
+from lm_eval_kinject.records import Hit, Query
+from lm_eval_kinject.retrieval.make import DEFAULT_SEED, make_retriever, retriever_problems
+from lm_eval_kinject.retrieval.protocol import Hits, Retriever
+from lm_eval_kinject.stages import Stage, argument, optional, register, slot, text, whole
+
+__all__ = ["DEPTH", "Library", "Reranker", "Search", "Shelf", "clock"]
+
+DEPTH = 5
+"""Hits looked at for recall@5 where the gold chunk is known, also when fewer go into the prompt."""
+
+slot("search", "which chunks are found")
+slot("rerank", "what looks at the hits again", default="none")
+
+
+@register
+@dataclass(frozen=True)
+class Search(Stage):
+    """Finds the chunks."""
+
+    slot: ClassVar[str] = "search"
+    name: ClassVar[str] = "retriever"
+
+    retriever: str = argument(
+        "`minilm`, `bge`, `bge-large-en`, `e5`, `mxbai`, `contriever`, `dragon`, `dpr`, `bm25`; any "
+        "sentence-transformers id or folder; `NAME:PATH` for a known model's rules with weights of your own; controls "
+        "`oracle` (the right chunk), `random`, `full` (everything), `none`",
+        # lm_eval reads the word none as None
+        lambda name, value: "none" if value is None else text(name, value),
+        "minilm",
+    )
+    k: int = argument("chunks in the prompt; `k=0` has the bits of `--model hf`", whole(0, "chunks"), 3)
+    corpus: str | None = argument(
+        "a bundled name, folder, file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, `.md`), Hub data set "
+        "`owner/name[@revision]`, or `realtimeqa:PATH`",
+        optional(text),
+        None,
+        shown="what the task declares",
+    )
+    index: str | None = argument(
+        "a prebuilt index, a folder or Hub id", optional(text), None, shown="built once into the cache"
+    )
+    retriever_dtype: str = argument("`float32`, or `bfloat16` where the processor has it", text, "float32")
+    retriever_revision: str | None = argument(
+        "of the retriever's weights", optional(text), None, shown="the one listed for a known name"
+    )
+    retriever_seed: int = argument("of the control `random`", whole(0, "the seed"), DEFAULT_SEED)
+
+    @classmethod
+    def problems(cls, given: Mapping[str, Any]) -> list[str]:
+        """What `make_retriever` would refuse, and chunks of no retriever."""
+        retriever = given.get("retriever", cls.retriever)
+        problems = []
+        if retriever == "none" and given.get("k", 0) > 0:
+            problems.append(f"retriever=none with k={given['k']} contradict each other; pass k=0, or another retriever")
+        return problems + retriever_problems(
+            retriever,
+            dtype=given.get("retriever_dtype", cls.retriever_dtype),
+            index=given.get("index"),
+            revision=given.get("retriever_revision"),
+        )
+
+    @classmethod
+    def build(cls, given: Mapping[str, Any]) -> Search:
+        """Without a retriever there are no chunks."""
+        return cls(**{**given, "k": 0} if given.get("retriever") == "none" else given)
+
+    def make(self, corpus: Corpus, device: str) -> Retriever:
+        """The retriever over a corpus, its index built or opened; see `make_retriever`."""
+        return make_retriever(
+            self.retriever,
+            corpus,
+            dtype="bfloat16" if self.retriever_dtype == "bfloat16" else "float32",
+            index=self.index,
+            revision=self.retriever_revision,
+            seed=self.retriever_seed,
+            device=device,
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """Name and k; the retriever itself says the rest (``retrievers`` in the results)."""
+        return {"name": self.name, "k": self.k}
+
+
+@dataclass(frozen=True)
+class Reranker(Stage):
+    """Looks at more hits than go into the prompt and ranks them again."""
+
+    slot: ClassVar[str] = "rerank"
+
+    def depth(self, k: int) -> int:
+        """How many hits it wants to see for ``k`` in the prompt."""
+        raise NotImplementedError
+
+    def rerank(self, queries: Sequence[Query], found: Sequence[Hits]) -> Sequence[Hits]:
+        """The same hits of each query in a new order, ranks from 1."""
+        raise NotImplementedError
+
+
+@register
+@dataclass(frozen=True)
+class AsFound(Reranker):
+    """The retriever's ranks stand."""
+
+    name: ClassVar[str] = "none"
+
+    def depth(self, k: int) -> int:
+        """No more than go into the prompt."""
+        return k
+
+    def rerank(self, queries: Sequence[Query], found: Sequence[Hits]) -> Sequence[Hits]:
+        """As they come."""
+        return found
+
+
+@dataclass
+class Shelf:
+    """What a process has loaded: corpora by their spec, retrievers by spec, settings and device."""
+
+    corpora: dict[str, Corpus] = field(default_factory=dict)
+    retrievers: dict[tuple[str, Search, str], Retriever] = field(default_factory=dict)
+
+
+@dataclass
+class Library:
+    """Corpora and retrievers of one run, each loaded when first needed.
+
+    Attributes:
+        search: which retriever, over what.
+        reranker: what ranks its hits again.
+        device: where an embedding model runs, for example ``cpu``.
+        where: names the arguments in an error.
+        seconds: time spent per stage (``corpus``, ``index``, ``retrieval``).
+        shelf: where they are kept; shared between runs, if given.
+        corpora: those that this run used, by spec.
+        retrievers: those that this run used, by the corpus's spec.
+    """
+
+    search: Search
+    reranker: Reranker
+    device: str
+    where: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    shelf: Shelf = field(default_factory=Shelf)
+    corpora: dict[str, Corpus] = field(default_factory=dict)
+    retrievers: dict[str, Retriever] = field(default_factory=dict)
+
+    def corpus(self, spec: str) -> Corpus:
+        """Loads a corpus and checks that it holds as many chunks as are asked for.
+
+        Raises:
+            CorpusError: it can't be loaded.
+            ArgumentError: ``k`` is larger than the corpus.
+        """
+        if spec not in self.corpora:
+            if spec not in self.shelf.corpora:
+                with clock(self.seconds, "corpus"):
+                    self.shelf.corpora[spec] = load_corpus(spec)
+            corpus = self.shelf.corpora[spec]
+            k = self.search.k
+            if k > len(corpus.chunks) and self.search.retriever != "full":
+                raise ArgumentError(
+                    f"k={k}, but the corpus {corpus.name} has only {len(corpus.chunks)} chunks; lower k=, or pass a "
+                    "larger corpus=",
+                    self.where,
+                )
+            self.corpora[spec] = corpus
+        return self.corpora[spec]
+
+    def retriever(self, spec: str) -> Retriever:
+        """Returns the retriever over a corpus, with its index built or opened."""
+        if spec not in self.retrievers:
+            corpus = self.corpus(spec)
+            # k decides nothing about a retriever, and the corpus is in the key by its own spec
+            key = (spec, replace(self.search, k=0, corpus=None), self.device)
+            if key not in self.shelf.retrievers:
+                with clock(self.seconds, "index"):
+                    self.shelf.retrievers[key] = self.search.make(corpus, self.device)
+            self.retrievers[spec] = self.shelf.retrievers[key]
+        return self.retrievers[spec]
+
+    def find(self, spec: str, queries: Sequence[Query]) -> dict[Query, tuple[Hit, ...]]:
+        """Searches a corpus for all queries in one batch, equal ones once."""
+        unique = list(dict.fromkeys(queries))
+        retriever = self.retriever(spec)
+        wanted = self.reranker.depth(self.search.k)
+        if any(query.gold is not None for query in unique):
+            wanted = max(wanted, DEPTH)
+        with clock(self.seconds, "retrieval"):
+            found = retriever.search(unique, min(wanted, len(self.corpora[spec].chunks)))
+            found = list(self.reranker.rerank(unique, found))
+        return dict(zip(unique, (tuple(hits) for hits in found), strict=True))
+
+
+class clock:
+    """Adds the seconds that its block takes to ``seconds[stage]``."""
+
+    def __init__(self, seconds: dict[str, float], stage: str) -> None:
+        self._seconds, self._stage, self._began = seconds, stage, 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        passed = time.perf_counter() - self._began
+        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + passed
