@@ -10,7 +10,8 @@ The one idea: ``hf`` loads and scores as ever; what it can't do without a traceb
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class HFHost:
     config: Any
     device: Any
     gather_object: Callable[..., Any]
+    peft: str | None
+    _model: Any
     max_gen_toks: int
     max_length: int
     pretrained: Any
@@ -51,24 +54,65 @@ class HFHost:
         """Fills in what is missing and loads."""
         import torch
 
-        self._adapter: ResolvedAdapter | None = None
-        hf = arguments
-        if rag.adapter is not None:
-            self._put_on(hf, rag.adapter)
-        if hf.get("pretrained") is None:
-            hf["pretrained"] = _embedded_reader()
+        self._given, self._usual = dict(arguments), usual
+        hf = self._complete(rag.adapter, arguments)
         if "device" not in hf and isinstance(hf["pretrained"], str) and not torch.cuda.is_available():
             hf["device"] = "mps" if torch.backends.mps.is_available() else "cpu"  # hf assumes CUDA
-        self._loading = loading(hf, usual)
-        # Looked up now and once: a name on the Hub can mean another commit after the evaluation.
-        self._companions = {
-            part: model_identity(hf[part], commit=None, revision=hf.get("revision", usual.get("revision")))
-            for part in _COMPANIONS
-            if hf.get(part)
-        }
+        self._name_parts(hf)
         self._load(hf)
         commit = getattr(self.config, "_commit_hash", None)
         self._model_identity = model_identity(self.pretrained, commit=commit, revision=self.revision)
+
+    def _complete(self, adapter: str | None, hf: dict[str, Any]) -> dict[str, Any]:
+        """Fills in the embedded reader, and what an adapter's name stands for."""
+        self._adapter: ResolvedAdapter | None = None
+        if adapter is not None:
+            self._put_on(hf, adapter)
+        if hf.get("pretrained") is None:
+            hf["pretrained"] = _embedded_reader()
+        return hf
+
+    def _name_parts(self, hf: Mapping[str, Any]) -> None:
+        """Names what is loaded beside the model, now and once: on the Hub a name can mean another commit later."""
+        self._loading = loading(hf, self._usual)
+        revision = hf.get("revision", self._usual.get("revision"))
+        self._companions = {
+            part: model_identity(hf[part], commit=None, revision=revision) for part in _COMPANIONS if hf.get(part)
+        }
+
+    def exchange(self, *, peft: str | None = None, adapter: str | None = None) -> None:
+        """Takes the adapter off and puts another one on, or none: the base stays loaded.
+
+        Everything else is as if the model had been loaded with it; scores are the same to the bit.
+
+        Args:
+            peft: as ``hf`` takes it.
+            adapter: a name of `kinject adapters list`.
+
+        Raises:
+            ArgumentError: an adapter is on that changes more than it adds, or the new one is for another base.
+            ModelError: the new one can't be reached, or doesn't fit.
+        """
+        from peft import PeftModel
+
+        given = {name: value for name, value in self._given.items() if name not in ("peft", "adapter")}
+        hf = self._complete(adapter, {**given, **({"peft": peft} if peft else {})})
+        if hf["pretrained"] != self.pretrained:
+            raise ArgumentError(
+                f"adapter={adapter} is for {hf['pretrained']}, and {self.pretrained} is loaded; load the model anew",
+                WHERE,
+            )
+        if isinstance(self._model, PeftModel):
+            if not hasattr(self._model.base_model, "unload"):
+                raise ArgumentError("this kind of adapter can't be taken off its base; load the model anew", WHERE)
+            self._model = self._model.unload()
+        if hf.get("peft"):
+            with self._explained(hf):
+                self._model = PeftModel.from_pretrained(self._model, hf["peft"], revision=self.revision)
+            self._model.to(self.device)
+        self._model.eval()
+        self.peft = hf.get("peft")
+        self._name_parts(hf)
 
     def _put_on(self, hf: dict[str, Any], name: str) -> None:
         """Replaces ``adapter=`` by what ``hf`` understands: a checked folder, and its base where none is given."""
@@ -86,9 +130,15 @@ class HFHost:
         hf["peft"] = str(found.path)
 
     def _load(self, hf: dict[str, Any]) -> None:
+        with self._explained(hf):
+            super().__init__(**hf)
+
+    @contextmanager
+    def _explained(self, hf: dict[str, Any]) -> Iterator[None]:
+        """Says in one message what goes wrong while weights are loaded."""
         name = hf["pretrained"]
         try:
-            super().__init__(**hf)
+            yield
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise ModelError(

@@ -88,6 +88,12 @@ class RagMixin(_Base):
             self._scorers["shared"] = self.prefix_scorer()
         return self._scorers["shared"]
 
+    def exchange(self, **adapter: Any) -> None:
+        """Puts another adapter on the loaded base, where the host can; see `HFHost.exchange`."""
+        super().exchange(**adapter)  # type: ignore[misc]
+        self._scorers.clear()
+        self._scorer = self._shared_scorer() if self.rag.scorer == "shared" else None
+
     def variant(self, **arguments: Any) -> Any:
         """The same loaded model with other arguments of ours, as if it had been loaded with them.
 
