@@ -32,7 +32,7 @@ from lm_eval_kinject.corpus.sources.newswire.realise import phrasing
 from lm_eval_kinject.corpus.sources.newswire.world import Event
 from lm_eval_kinject.plugin import register, tasks_dir
 from lm_eval_kinject.provenance import environment, read_json, write_json
-from lm_eval_kinject.study.stats import accuracy, mcnemar, paired_difference
+from lm_eval_kinject.stats import accuracy, mcnemar, paired_difference
 
 TASKS = {"current_events_cloze": "cloze", "current_events": "letters"}
 LINES: dict[str, tuple[str, int]] = {  # name -> model_args, examples

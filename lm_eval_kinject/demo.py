@@ -45,7 +45,7 @@ def evaluate(model_args: str, questions: int, manager: Any) -> dict[str, Any]:
 
 def reading(answers: dict[str, list[float]], recall: float) -> str:
     """One line that says what the four accuracies mean."""
-    from lm_eval_kinject.study.stats import accuracy
+    from lm_eval_kinject.stats import accuracy
 
     closed, found, given, trained = (answers[name] for name in VARIANTS)
     return (
@@ -58,7 +58,7 @@ def reading(answers: dict[str, list[float]], recall: float) -> str:
 
 def gain(before: list[float], after: list[float]) -> str:
     """What one variant adds to another on the same questions, and whether that is more than noise."""
-    from lm_eval_kinject.study.stats import mcnemar, paired_difference
+    from lm_eval_kinject.stats import mcnemar, paired_difference
 
     points, p = paired_difference(before, after), mcnemar(before, after)
     shown = f"{100 * points.estimate:+.1f} points ({100 * points.low:+.1f} to {100 * points.high:+.1f}, paired; "

@@ -1,0 +1,109 @@
+"""The statistics room against scipy and statsmodels, which do the same by other code, on random tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as peer_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import NormalIndPower
+from statsmodels.stats.proportion import proportion_confint, samplesize_proportions_2indep_onetail
+
+from lm_eval_kinject.stats import (
+    accuracy,
+    clustered_difference,
+    clustered_mean,
+    detectable_paired,
+    detectable_unpaired,
+    holm,
+    mcnemar,
+    t_test,
+    wilson,
+)
+
+TIGHT = {"rel": 1e-10, "abs": 1e-10}
+SEEDS = range(20)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_wilson(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    asked = int(rng.integers(1, 1000))
+    right = int(rng.integers(0, asked + 1))
+    level = float(rng.choice([0.9, 0.95, 0.99]))
+    found = accuracy([1.0] * right + [0.0] * (asked - right), level)
+    peer = stats.binomtest(right, asked).proportion_ci(level, method="wilson")
+    assert (found.low, found.high) == pytest.approx((peer.low, peer.high), **TIGHT)
+    assert wilson(right / asked, asked, level) == pytest.approx(
+        proportion_confint(right, asked, alpha=1 - level, method="wilson"), **TIGHT
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_mcnemar(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    asked = int(rng.integers(2, 400))
+    first, second = (rng.random((2, asked)) < rng.uniform(0.2, 0.8, (2, 1))).astype(float)
+    table = [[sum((first == a) & (second == b)) for b in (1, 0)] for a in (1, 0)]
+    assert mcnemar(first.tolist(), second.tolist()) == pytest.approx(peer_mcnemar(table, exact=True).pvalue, **TIGHT)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_mcnemar_with_clusters_against_every_flip_of_signs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 12))
+    clusters = rng.integers(0, count, 4 * count)
+    first, second = (rng.random((2, len(clusters))) < 0.5).astype(float)
+    leads = np.array([(second - first)[clusters == c].sum() for c in range(count)])
+    flips = np.array(np.meshgrid(*[[-1, 1]] * count)).reshape(count, -1)
+    sums = np.abs(leads @ flips)
+    expected = float((sums >= abs(leads.sum()) - 1e-9).mean())
+    assert mcnemar(first.tolist(), second.tolist(), [str(c) for c in clusters]) == pytest.approx(expected, **TIGHT)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_clustered_errors_are_those_of_a_regression(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    asked = int(rng.integers(10, 300))
+    clusters = rng.integers(0, max(2, asked // 3), asked)
+    first, second = (rng.random((2, asked)) < 0.5).astype(float)
+    names = [f"c{c}" for c in clusters]
+    ones = np.ones(asked)
+    fit = sm.OLS(second, ones).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
+    found = clustered_mean(second.tolist(), names)
+    assert (found.mean, found.error) == pytest.approx((fit.params[0], fit.bse[0]), **TIGHT)
+    assert t_test(second.tolist(), names) == pytest.approx(fit.pvalues[0], **TIGHT)
+    fit = sm.OLS(second - first, ones).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
+    gain = clustered_difference(first.tolist(), second.tolist(), names)
+    assert (gain.low, gain.high) == pytest.approx(tuple(fit.conf_int()[0]), **TIGHT)
+    # alone: the ordinary paired t interval
+    peer = stats.ttest_rel(second, first).confidence_interval(0.95)
+    alone = clustered_difference(first.tolist(), second.tolist())
+    assert (alone.low, alone.high) == pytest.approx((peer.low, peer.high), **TIGHT)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_holm(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p_values = np.round(rng.random(int(rng.integers(1, 40))) ** 3, 3)  # rounded: with ties
+    assert holm(p_values.tolist()) == pytest.approx(list(multipletests(p_values, method="holm")[1]), **TIGHT)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_detectable_differences(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    base, asked = float(rng.uniform(0.05, 0.6)), int(rng.integers(100, 2000))
+    effect = detectable_unpaired(asked, base)
+    assert effect is not None
+    assert samplesize_proportions_2indep_onetail(effect, base, 0.8) == pytest.approx(asked, **TIGHT)
+    # In pairs: the deviations of statsmodels' one-sample z test are √ψ without the effect and √(ψ − d²) with it.
+    discordance = float(rng.uniform(0.1, 0.6))
+    paired_effect = detectable_paired(asked, discordance)
+    assert paired_effect is not None
+    spread = float(np.sqrt(discordance - paired_effect**2))
+    threshold = stats.norm.ppf(0.975) * np.sqrt(discordance)
+    power = stats.norm.sf((threshold - paired_effect * np.sqrt(asked)) / spread)
+    assert power == pytest.approx(0.8, **TIGHT)
+    assert NormalIndPower(ddof=0).power(paired_effect / spread, asked, 0.05, ratio=0, alternative="larger") > 0.8
