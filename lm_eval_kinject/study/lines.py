@@ -239,9 +239,12 @@ class Grid:
         return Line(variant, setting, "none", "0", "closed book", _sorted(cell.answers))
 
     def lines(self, setting: Setting, retriever: str) -> dict[str, Line]:
-        """Every method in a setting by name: each variant closed book, and with this retriever at its chosen K."""
+        """Every method in a setting by name: each variant closed book, and with this retriever at its chosen K.
+
+        Of a variant with several numbers of paraphrases it is the one with most.
+        """
         found: dict[str, Line] = {}
-        for variant in self.variants(setting):
+        for variant in (name for name in self.variants(setting) if "×" not in name):
             closed = self.closed(setting, variant)
             sweep = self.sweep(setting, variant, retriever)
             for line in (closed, sweep.chosen() if retriever else None):
@@ -250,7 +253,7 @@ class Grid:
         return found
 
     def _in(self, setting: Setting, *, validation: bool = False) -> list[CellOutcome]:
-        """Cells of a setting; one that leaves a further axis open is in every setting, and so is the only of its kind."""
+        """Cells of a setting; one that leaves a further axis open, or is the only of its kind, is in every setting."""
         if (setting, validation) in self._found:
             return self._found[setting, validation]
         near = [c for c in (self._validation if validation else self.cells) if _key(self.setting(c)) == _key(setting)]
