@@ -50,6 +50,8 @@ app = typer.Typer(
 index_app = typer.Typer(help="Indexes on disk: build one, look into it, verify it.", no_args_is_help=True)
 corpus_app = typer.Typer(help="Corpora: show one, or make an edition of the newswire.", no_args_is_help=True)
 adapters_app = typer.Typer(help="Published adapters: those that `adapter=NAME` knows.", no_args_is_help=True)
+study_app = typer.Typer(help="Studies: the whole comparison from one file, and its report.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(index_app, name="index")
 app.add_typer(adapters_app, name="adapters")
@@ -231,6 +233,109 @@ def train(
     print(f"  lm_eval --model rag-hf --model_args {how}={result.folder},k=0 --tasks current_events_cloze")
     if "=BASE," in how:
         print("BASE is the folder of the base model.")
+
+
+StudyArgument = Annotated[str, typer.Argument(help="a study's YAML file, or a bundled one: embedded, quick, paper")]
+StudyFolderOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="folder of the study; default: studies/NAME")
+]
+
+
+@study_app.command("run")
+def study_run(
+    study: StudyArgument,
+    out: StudyFolderOption = None,
+    dry_run: DryRunOption = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="processes, a load of weights each")] = 1,
+    only: Annotated[list[str] | None, typer.Option("--only", help="MODEL/VARIANT, repeatable")] = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="write the report at the end")] = True,
+    outcome: Annotated[Path | None, typer.Option("--outcome", hidden=True)] = None,
+) -> None:
+    """Train, index and score what is missing of a study, then write its report; goes on where it was stopped."""
+    import dataclasses
+
+    from lm_eval_kinject.provenance import write_json
+    from lm_eval_kinject.study.engines import Workers, duration
+    from lm_eval_kinject.study.grid import read_study
+    from lm_eval_kinject.study.plan import forecast
+    from lm_eval_kinject.study.run import run_study
+
+    read = read_study(study)
+    folder = _study_folder(study, out)
+    if dry_run:
+        print("\n".join([*forecast(read, folder), f"folder       {folder}"]))
+        return
+    engine = Workers(jobs) if jobs > 1 else None
+    done = run_study(read, folder, only=only or (), engine=engine, say=_say)
+    if outcome is not None:
+        write_json(outcome, dataclasses.asdict(done))
+    there = f", {done.there} were there" if done.there else ""
+    print(f"{done.scored} cells scored in {duration(done.seconds)}{there}, {len(done.failures)} failed.")
+    if report and done.scored + done.there:
+        _write_report(folder)
+    raise typer.Exit(int(bool(done.failures)))
+
+
+@study_app.command("report")
+def study_report(
+    folder: Annotated[Path, typer.Argument(help="a study's folder")],
+) -> None:
+    """Write the report of what has been scored so far: one page, tables and figures."""
+    _write_report(folder)
+
+
+@study_app.command("show")
+def study_show(
+    study: Annotated[
+        str | None, typer.Argument(help="a study's file, name or folder; default: list the bundled")
+    ] = None,
+    cells: Annotated[bool, typer.Option("--cells", help="every cell with its command")] = False,
+) -> None:
+    """List the bundled studies, or the cells of one and what they scored."""
+    from lm_eval_kinject.study.grid import bundled_studies, read_study
+    from lm_eval_kinject.study.show import cell_lines, overview
+
+    if study is None:
+        for name in bundled_studies():
+            print(f"{name:10} {read_study(name).title}")
+        return
+    folder = Path(study)
+    kept = folder / "study.yaml"
+    read = read_study(kept if kept.is_file() else study)
+    place = folder if kept.is_file() else _study_folder(study, None)
+    if cells:
+        print("\n".join(cell_lines(read, place)))
+        return
+    _out.print(overview(read, place), markup=False, highlight=False)
+
+
+@app.command()
+def rerun(
+    results: Annotated[Path, typer.Argument(help="lm_eval's results JSON of rag-hf, its samples beside it")],
+    pretrained: Annotated[str | None, typer.Option("--pretrained", help="the model, if it was a local folder")] = None,
+    peft: Annotated[str | None, typer.Option("--peft", help="the adapter, if it was a local folder")] = None,
+) -> None:
+    """Score a result again from what it says of itself, and compare sample by sample (exit code 1: it differs)."""
+    from lm_eval_kinject.study.rerun import rerun as run
+
+    found = run(results, pretrained=pretrained, peft=peft, say=_say)
+    print("\n".join(found.lines()))
+    raise typer.Exit(int(not found.same))
+
+
+def _study_folder(study: str, out: Path | None) -> Path:
+    return out if out is not None else Path("studies") / Path(study).stem
+
+
+def _write_report(folder: Path) -> None:
+    from lm_eval_kinject.study.load import load_curves, load_outcomes, study_provenance
+    from lm_eval_kinject.study.report import write_report
+
+    said = study_provenance(folder)
+    files = write_report(
+        load_outcomes(folder), load_curves(folder), folder / "report", title=str(said["title"]), provenance=said
+    )
+    print(f"report: {files[0]}")
 
 
 @app.command()

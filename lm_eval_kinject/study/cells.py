@@ -126,14 +126,25 @@ def _changed(kept: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
     return sorted(changed)
 
 
-def write_cell(study: Study, out: Path, cell: Cell, found: Any, together: Sequence[str]) -> None:
-    """Writes what `lm_eval` would have written, by its own means, and our manifest last."""
+def write_cell(
+    study: Study, out: Path, cell: Cell, found: Any, together: Sequence[str], into: Path | None = None
+) -> None:
+    """Writes what `lm_eval` would have written, by its own means, and our manifest last.
+
+    Args:
+        study: the study.
+        out: its folder.
+        cell: the cell.
+        found: what lm_eval's evaluator returned.
+        together: names of the cells of its pass.
+        into: where it is written, if not there.
+    """
     from lm_eval.loggers import EvaluationTracker
 
     model_args = {**weight_arguments(study, cell, out), **dict(cell.arguments)}
     found["config"] |= {"model": "rag-hf", "model_args": model_args}
     samples = found.pop("samples")
-    with publish_folder(cell_folder(out, cell)) as place:
+    with publish_folder(cell_folder(into or out, cell)) as place:
         tracker = EvaluationTracker(output_path=str(place / "results.json"))
         tracker.general_config_tracker.log_experiment_args("rag-hf", model_args, None, None, True)
         tracker.save_results_aggregated(results=found, samples=samples)

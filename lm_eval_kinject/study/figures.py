@@ -156,8 +156,8 @@ def gains(grid: Grid) -> Drawing:
     rows: list[tuple[Value, ...]] = [(m, "ours", at, Share(gain, 6)) for m in order for at, gain in ours[m]]
     rows += [(m, "paper", None, Share(gain, 6)) for m in order for gain in paper.get(m, [])]
     caption = (
-        "Accuracy over the base's, less 1. Whiskers reach the least and the greatest; a point is a setting (task, model, "
-        "shots). Beside them, dashed and grey, the paper's Table 1."
+        "Accuracy over the base's, less 1. Whiskers reach the least and the greatest; a point is a setting (task, "
+        "model, shots). Beside them, dashed and grey, the paper's Table 1."
     )
     return _drawing(name, title, picture, caption, ("Method", "Whose", "Setting", "Gain"), rows)
 
@@ -312,8 +312,8 @@ def matrix(grid: Grid) -> Drawing:
         for c in made
     ]
     caption = (
-        "Points by which the method of the row is above that of the column; coloured if that is more than noise (p after "
-        "Holm below .05 and a clustered interval without 0), in brackets if not."
+        "Points by which the method of the row is above that of the column; coloured if that is more than noise (p "
+        "after Holm below .05 and a clustered interval without 0), in brackets if not."
     )
     head = ("Task", "Model", "Shots", "First", "Second", "Second less first", "p (Holm)", "Noise")
     return _drawing(name, title, picture, caption, head, rows)

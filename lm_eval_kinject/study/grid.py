@@ -83,6 +83,9 @@ class Retrieved(_Strict):
     )
     arguments: dict[str, _Plain] = Field(default_factory=dict, description="of rag-hf, with this retriever alone")
     retriever: str | None = Field(default=None, description="what rag-hf takes, if not the name here")
+    variants: Annotated[list[str] | None, BeforeValidator(_listed)] = Field(
+        default=None, description="with these alone, as controls often are; default: all"
+    )
 
 
 class Study(_Strict):
@@ -122,15 +125,17 @@ class Study(_Strict):
         for model, (name, variant) in itertools.product(self.models, self.variants.items()):
             for seed in self.seeds if variant.recipe else self.seeds[:1]:
                 for task, shots in itertools.product(self.tasks, self.shots):
-                    for arguments in self._prompts():
+                    for arguments in self._prompts(name):
                         yield Cell(model, name, seed if variant.recipe else None, task, shots, arguments)
 
-    def _prompts(self) -> Iterator[tuple[tuple[str, Any], ...]]:
-        """Arguments of rag-hf that differ from cell to cell; closed book once, whatever it is compared with."""
+    def _prompts(self, variant: str | None = None) -> Iterator[tuple[tuple[str, Any], ...]]:
+        """Arguments of rag-hf that differ from cell to cell, of one variant or all; closed book once."""
         if 0 in self.k:
             yield (("k", 0),)
         names = list(self.axes)
         for retriever, settings in self.retrievers.items():
+            if variant is not None and settings.variants is not None and variant not in settings.variants:
+                continue
             ks = settings.k if settings.k is not None else [k for k in self.k if k > 0]
             for placement in self.placement:
                 for values in itertools.product(*(self.axes[name] for name in names)):
@@ -162,6 +167,12 @@ class Study(_Strict):
         found += [f"shots: {n} is negative; remove it" for n in self.shots if n < 0]
         if not self.retrievers and any(k > 0 for k in self.k):
             found.append("k: chunks are asked for, but there are no retrievers; name one, or leave k: [0]")
+        for name, settings in self.retrievers.items():
+            found += [
+                f"retrievers.{name}.variants: there is no variant {other}{near(other, self.variants)}; correct it"
+                for other in settings.variants or ()
+                if other not in self.variants
+            ]
         found += self._wrong_axes()
         if found:
             return found
@@ -174,15 +185,16 @@ class Study(_Strict):
 
     def count(self) -> int:
         """How many cells there are, without making them."""
-        prompts = int(0 in self.k)
-        axes = 1
+        axes = len(self.placement)
         for values in self.axes.values():
             axes *= len(values)
+        weights = {n: len(self.models) * (len(self.seeds) if v.recipe else 1) for n, v in self.variants.items()}
+        cells = sum(weights.values()) * int(0 in self.k)
         for settings in self.retrievers.values():
             ks = settings.k if settings.k is not None else [k for k in self.k if k > 0]
-            prompts += len(ks) * len(self.placement) * axes
-        weights = sum(len(self.seeds) if v.recipe else 1 for v in self.variants.values()) * len(self.models)
-        return weights * len(self.tasks) * len(self.shots) * prompts
+            with_it = [n for n in weights if settings.variants is None or n in settings.variants]
+            cells += sum(weights[n] for n in with_it) * len(ks) * axes
+        return cells * len(self.tasks) * len(self.shots)
 
     def _wrong_axes(self) -> Iterator[str]:
         known = known_arguments(ALL_SLOTS)

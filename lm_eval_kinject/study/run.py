@@ -38,7 +38,7 @@ from lm_eval_kinject.study.cells import (
     weight_arguments,
     write_cell,
 )
-from lm_eval_kinject.study.engines import Engine, Failure, Outcome, Say
+from lm_eval_kinject.study.engines import Engine, Failure, Outcome, Say, duration
 from lm_eval_kinject.study.grid import Cell, Study, Variant
 
 __all__ = ["InTurn", "Scoring", "evaluate", "quietly", "run_study", "task_manager"]
@@ -115,10 +115,12 @@ class Scoring:
         study: the study.
         out: its folder.
         say: told how it goes.
+        into: where cells are written, if not in the study's folder.
     """
 
-    def __init__(self, study: Study, out: Path, say: Say) -> None:
+    def __init__(self, study: Study, out: Path, say: Say, into: Path | None = None) -> None:
         self._study, self._out, self._say = study, out, say
+        self._into = into or out
         self._lm: Any = None
         self._loaded: dict[str, Any] = {}  # arguments of the loaded base
         self._encodings = Encodings()
@@ -145,7 +147,7 @@ class Scoring:
         """Trains, loads and scores the cells of one name of weights; what fails is noted and the rest goes on."""
         try:
             self._train(cells[0])
-            self._load(cells[0])
+            self.load(cells[0])
         except KinjectError as error:
             self._failed(outcome, Failure(name, None, str(error)))
             return
@@ -155,7 +157,7 @@ class Scoring:
                 continue
             began = time.monotonic()
             try:
-                done = self._pass(together, missing, outcome)
+                done = self.score(together, missing, outcome)
             except KeyboardInterrupt:
                 raise
             except Exception as error:
@@ -193,7 +195,7 @@ class Scoring:
         self._began += took  # the time left is judged by scoring
         self._say(f"{cell.weights}: trained in {duration(took)}")
 
-    def _load(self, cell: Cell) -> None:
+    def load(self, cell: Cell) -> None:
         """Loads the weights of a cell, or puts its adapter on a base that is loaded already."""
         wanted = weight_arguments(self._study, cell, self._out)
         base = {name: value for name, value in wanted.items() if name not in ("peft", "adapter")}
@@ -215,7 +217,7 @@ class Scoring:
 
     # A pass ---------------------------------------------------------------------------------------------------------
 
-    def _pass(self, together: Sequence[Cell], missing: Sequence[Cell], outcome: Outcome) -> int:
+    def score(self, together: Sequence[Cell], missing: Sequence[Cell], outcome: Outcome) -> int:
         """Scores cells together and writes those that are missing; returns how many."""
         manager = self._tasks()
         one_pass = OnePass(self._lm._shared_scorer(), self._encodings)
@@ -229,7 +231,7 @@ class Scoring:
             if job.error is not None:
                 self._failed(outcome, Failure(cell.weights, cell.name, _problem(job.error)))
             elif cell in missing:
-                write_cell(self._study, self._out, cell, job.result, [other.name for other in together])
+                write_cell(self._study, self._out, cell, job.result, [c.name for c in together], into=self._into)
                 done += 1
         return done
 
@@ -296,13 +298,6 @@ def _weight(cell: Cell) -> float:
 
 def _problem(error: BaseException) -> str:
     return str(error) if isinstance(error, KinjectError) else f"{type(error).__name__}: {error}"
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from kinject_trainer.recipe import ADAPTERS, UNTESTED, Recipe, untested
 from lm_eval_kinject.errors import ModelError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "Reading", "estimate", "reading", "speed"]
 
 _CHARACTERS_A_TOKEN = 3.6  # English news under a vocabulary of 32,000; names cost more than prose
 _WITHOUT_WEIGHTS = ("*.json", "*.txt", "tokenizer*", "*.model")
@@ -169,23 +169,66 @@ def _counter(base: Base | None) -> tuple[Callable[[str], int], bool, str]:
 def _seconds(recipe: Recipe, parameters: int, trainable: int, tokens: int) -> tuple[float, str]:
     """Two multiply-adds a parameter and token forward, as many for the inputs' gradients, and for trained weights'."""
     passes = 4 + 2 * trainable / max(parameters, 1) + (2 if recipe.gradient_checkpointing else 0)
-    work = passes * parameters * tokens
-    several = recipe.processes
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    large = parameters > _LARGE and recipe.model != READER
+    flops, reason = speed(recipe.precision == "bf16", large, recipe.processes)
+    return passes * parameters * tokens / flops, reason
+
+
+def speed(half: bool, large: bool, processes: int = 1) -> tuple[float, str]:
+    """Floating-point operations a second that can be hoped for, and what that rests on.
+
+    Args:
+        half: in bfloat16.
+        large: a model that nobody runs on a processor; without a GPU here, the figure is an A100's.
+        processes: that work together.
+    """
+    precision, dtype = ("bf16", torch.bfloat16) if half else ("fp32", torch.float32)
     if torch.cuda.is_available():
-        flops = several * _measured_flops("cuda", dtype)
-        gpus = f"{several} GPU{'s' if several > 1 else ''} like {torch.cuda.get_device_name()}"
-        return work / (
-            flops * _UTILISATION
-        ), f"{gpus} at {_UTILISATION:.0%} of its matrix products in {recipe.precision}"
-    if parameters > _LARGE and recipe.model != READER:
-        return work / (
-            several * _GPU_FLOPS * _UTILISATION
-        ), f"{several} A100 in bf16 at {_UTILISATION:.0%} of their peak"
+        flops = processes * _measured_flops("cuda", dtype)
+        gpus = f"{processes} GPU{'s' if processes > 1 else ''} like {torch.cuda.get_device_name()}"
+        return flops * _UTILISATION, f"{gpus} at {_UTILISATION:.0%} of its matrix products in {precision}"
+    if large:
+        return processes * _GPU_FLOPS * _UTILISATION, f"{processes} A100 in bf16 at {_UTILISATION:.0%} of their peak"
     # Processes without accelerators share the processor, and are together no faster than one.
-    shared = f", shared by {several} processes" if several > 1 else ""
-    flops = _measured_flops("cpu", dtype)
-    return work / (flops * _UTILISATION), f"this machine's matrix products at {_UTILISATION:.0%}{shared}"
+    shared = f", shared by {processes} processes" if processes > 1 else ""
+    return (
+        _measured_flops("cpu", dtype) * _UTILISATION,
+        f"this machine's matrix products at {_UTILISATION:.0%}{shared}",
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What it takes to read with a model.
+
+    Attributes:
+        parameters: how many it has; 0 where its shape isn't known.
+        count: tokens of a text.
+        estimated: whether these are estimated from characters.
+        seconds_a_token: forward, roughly.
+        seconds_from: what that rests on.
+    """
+
+    parameters: int
+    count: Callable[[str], int]
+    estimated: bool
+    seconds_a_token: float
+    seconds_from: str
+
+
+def reading(model: str, revision: str | None = None) -> Reading:
+    """The cost of reading with a model, without loading its weights.
+
+    Raises:
+        ModelError: it is unknown.
+    """
+    recipe = Recipe(model=model, model_revision=revision, corpus="none", variant="ft-reg", method="full")
+    base, config = _config(recipe, [])
+    count, estimated, _ = _counter(base)
+    parameters = sum(p.numel() for p in skeleton(config, recipe).parameters())
+    large = parameters > _LARGE and model != READER
+    flops, reason = speed(True, large)
+    return Reading(parameters, count, estimated, 2 * parameters / flops, reason)
 
 
 def _measured_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
