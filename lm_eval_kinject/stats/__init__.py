@@ -24,6 +24,7 @@ from lm_eval_kinject.stats.intervals import (
     clustered_difference,
     clustered_mean,
     paired_difference,
+    signed,
     wilson,
 )
 from lm_eval_kinject.stats.power import detectable_paired, detectable_unpaired
@@ -31,6 +32,7 @@ from lm_eval_kinject.stats.significance import holm, mcnemar, t_test
 
 __all__ = [
     "Interval",
+    "signed",
     "accuracy",
     "clustered_accuracy",
     "wilson",

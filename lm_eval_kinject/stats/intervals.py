@@ -36,7 +36,13 @@ class Interval:
 
     def points(self) -> str:
         """As ``+1.2 points (-0.8 to +3.2)``, for a difference of two shares."""
-        return f"{100 * self.estimate:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        return f"{signed(self.estimate)} points ({signed(self.low)} to {signed(self.high)})"
+
+
+def signed(difference: float) -> str:
+    """A difference of shares in points: ``+1.2``, ``-0.8``; what rounds to nothing is ``0.0``, without a sign."""
+    shown = f"{100 * difference:+.1f}"
+    return "0.0" if shown in ("+0.0", "-0.0") else shown
 
 
 @dataclass(frozen=True, slots=True)

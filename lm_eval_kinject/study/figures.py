@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from lm_eval_kinject.study.sheet import Score, Share, Table, Value
 from lm_eval_kinject.study.tables import all_pairs, paraphrase_cells
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -194,7 +195,7 @@ def over_paraphrases(grid: Grid) -> Drawing:
     if not found:
         return Drawing(name, title, "", "Needs variants that were trained on different numbers of paraphrases.")
     settings = list(dict.fromkeys(s for s, _, _ in found))
-    picture, panels = _panels(len(settings))
+    picture, panels = _panels(len(settings), same_y=True)
     rows: list[tuple[Value, ...]] = []
     for axes, setting in zip(panels, settings, strict=True):
         for number, (family, by) in enumerate((f, by) for s, f, by in found if s == setting):
@@ -204,8 +205,9 @@ def over_paraphrases(grid: Grid) -> Drawing:
         closed = grid.closed(setting, "base")
         if closed is not None:
             axes.axhline(share(closed.answers).estimate, color=_BLACK, linewidth=1, linestyle=":", label="base")
-        axes.set(title=setting.label(), xlabel="paraphrases of each chunk", ylabel="accuracy")
-        axes.legend(fontsize=8)
+        axes.set(xlabel="paraphrases of each chunk", ylabel="accuracy")
+        _heading(axes, setting)
+    _legend(picture, panels)
     caption = "Closed book; bars are 95 % intervals, clustered by chunk; 0 is training on the chunks as they are."
     return _drawing(
         name, title, picture, caption, ("Task", "Model", "Shots", "Trained", "Paraphrases", "Accuracy"), rows
@@ -222,64 +224,108 @@ def over_k(grid: Grid) -> Drawing:
     for setting in grid.settings():
         for variant in grid.variants(setting):
             sweeps = {r: dict(grid.sweep(setting, variant, r).cells) for r in grid.retrievers(setting, controls=True)}
-            # A control is often scored at one K only; with K = 0 that is a line.
-            sweeps = {r: cells for r, cells in sweeps.items() if any(cells) and len(cells) > 1}
+            sweeps = {r: cells for r, cells in sweeps.items() if any(cells)}
             if any(r.partition(" ")[0] not in CONTROLS and len(cells) > 2 for r, cells in sweeps.items()):
                 panels_of.append((setting, variant, sweeps))
     if not panels_of:
         return Drawing(name, title, "", "Needs cells with at least two K beside 0.")
-    picture, panels = _panels(len(panels_of))
+    picture, panels = _panels(len(panels_of), same_y=True)
+    looks = _retriever_looks(sweeps for _, _, sweeps in panels_of)
     rows: list[tuple[Value, ...]] = []
     for axes, (setting, variant, sweeps) in zip(panels, panels_of, strict=True):
-        spare = iter(_SPARE * 4)
         for retriever, cells in sweeps.items():
-            look = _LOOKS.get(retriever.partition(" ")[0]) or next(spare)
             points = [(k, share(cell.answers)) for k, cell in cells.items()]
-            _curve(axes, points, look, retriever)
             rows += [(*_columns(setting), variant, retriever, k, Score(i, len(cells[k].answers))) for k, i in points]
-        axes.set(title=f"{setting.label()}\n{variant}", xlabel="K", ylabel="accuracy")
+            above = [i for k, i in points if k > 0]
+            if retriever.partition(" ")[0] in CONTROLS and len(above) == 1:
+                _level(axes, above[0], looks[retriever], retriever)
+            else:
+                _curve(axes, points, looks[retriever], retriever)
+        axes.set(xlabel="K", ylabel="accuracy")
         axes.set_xticks(sorted({k for cells in sweeps.values() for k in cells}))
-        axes.legend(fontsize=8)
-    caption = "Bars are 95 % intervals, clustered by chunk. oracle: the right chunk; random: any chunks."
+        _heading(axes, setting, variant)
+    _legend(picture, panels)
+    caption = "Bars are 95 % intervals, clustered by chunk. A control scored at one K is a level."
     head = ("Task", "Model", "Shots", "Variant", "Retriever", "K", "Accuracy")
     return _drawing(name, title, picture, caption, head, rows)
+
+
+def _retriever_looks(sweeps: Iterable[Iterable[str]]) -> dict[str, tuple[str, str, object]]:
+    """Each retriever's look, the same in all panels."""
+    names = sorted({name for retrievers in sweeps for name in retrievers})
+    spare = iter(_SPARE * (len(names) + 1))
+    return {name: _LOOKS.get(name.partition(" ")[0]) or next(spare) for name in names}
 
 
 def cost(grid: Grid) -> Drawing:
     """Accuracy against tokens forwarded a question, a point a cell; a panel a setting."""
     name, title = "cost", "Accuracy against cost"
-    settings = [s for s in grid.settings() if any(_tokens(c) and grid.setting(c) == s for c in grid.cells)]
+    cells = {setting: _costed(grid, setting) for setting in grid.settings()}
+    settings = [setting for setting, found in cells.items() if found]
     if not settings:
         return Drawing(name, title, "", "Needs the number of tokens forwarded.")
-    picture, panels = _panels(len(settings))
+    picture, panels = _panels(len(settings), same_y=True)
+    dashes = {r: look[2] for r, look in _retriever_looks(grid.retrievers(s) for s in settings).items()}
     rows: list[tuple[Value, ...]] = []
     for axes, setting in zip(panels, settings, strict=True):
-        methods: dict[str, list[tuple[float, Interval, CellOutcome]]] = {}
-        for cell in (c for c in grid.cells if grid.setting(c) == setting and _tokens(c)):
+        methods: dict[tuple[str, str], list[tuple[float, Interval, CellOutcome]]] = {}
+        for cell in cells[setting]:
             methods.setdefault(_method(grid, cell), []).append((_tokens(cell), share(cell.answers), cell))
-        spare = iter(_SPARE * 8)
-        for method, points in sorted(methods.items(), key=lambda item: item[0]):
-            colour, marker, _ = _LOOKS.get(method.partition(" ")[0]) or next(spare)
+        for (method, retriever), points in sorted(methods.items()):
             points.sort(key=lambda point: point[0])
-            bars = _bars([i for _, i, _ in points])
-            axes.errorbar(
-                [tokens for tokens, _, _ in points], [i.estimate for _, i, _ in points], yerr=bars, fmt=marker,
-                color=colour, markersize=5, linewidth=0.8, elinewidth=0.8, label=method,
-            )  # fmt: skip
+            colour, marker, _ = _look(method)
+            label = f"{method} ({retriever})" if retriever else method
+            _cost_line(axes, points, (colour, marker, dashes.get(retriever, "")), label)
             rows += [
-                (*_columns(setting), method, cell.whole("k"), Share(tokens, 1), Score(i, len(cell.answers)))
+                (*_columns(setting), label, cell.whole("k"), Share(tokens, 1), Score(i, len(cell.answers)))
                 for tokens, i, cell in points
             ]
-        axes.set(
-            title=setting.label(), xlabel="tokens forwarded a question (log scale)", ylabel="accuracy", xscale="log"
-        )
-        axes.legend(fontsize=7, ncols=2 if len(methods) > 5 else 1)
+        _log_axis(axes)
+        axes.set(xlabel="tokens forwarded a question (log scale)", ylabel="accuracy")
+        _heading(axes, setting)
+    _legend(picture, panels)
     caption = (
         "A point is a cell, so a method with retrieval has one for each K; bars are 95 % intervals, clustered by chunk."
     )
     return _drawing(
         name, title, picture, caption, ("Task", "Model", "Shots", "Method", "K", "Tokens", "Accuracy"), rows
     )
+
+
+def _costed(grid: Grid, setting: Setting) -> list[CellOutcome]:
+    """Cells with known cost, without controls and without variants of fewer paraphrases, which cost the same."""
+    return [
+        cell
+        for cell in grid.within(setting)
+        if _tokens(cell)
+        and "×" not in grid.variant(cell)
+        and (cell.whole("k") == 0 or cell.text("retriever") not in CONTROLS)
+    ]
+
+
+def _cost_line(
+    axes: Axes,
+    points: Sequence[tuple[float, Interval, CellOutcome]],
+    look: tuple[str, str, object],
+    label: str,
+) -> None:
+    colour, marker, dash = look
+    axes.errorbar(
+        [tokens for tokens, _, _ in points],
+        [i.estimate for _, i, _ in points],
+        yerr=_bars([i for _, i, _ in points]),
+        color=colour, marker=marker, linestyle=dash, markersize=4.5, linewidth=0.8, elinewidth=0.8, label=label,
+    )  # fmt: skip
+
+
+def _log_axis(axes: Axes) -> None:
+    """Whole numbers at 1, 2 and 5 of each power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def matrix(grid: Grid) -> Drawing:
@@ -294,12 +340,12 @@ def matrix(grid: Grid) -> Drawing:
     if not where:
         return Drawing(name, title, "", "Needs two methods on the same task.")
     most = max(len({line.name for c in cs for line in (c.first, c.second)}) for cs in where.values())
-    picture, panels = _panels(len(where), width=max(3.4, 0.62 * most + 1.4), height=max(2.6, 0.5 * most + 1.2))
+    picture, panels = _panels(len(where), width=max(3.0, 0.5 * most + 1.1), height=max(2.6, 0.5 * most + 1.0))
     for axes, ((setting, retriever), found) in zip(
         panels, sorted(where.items(), key=lambda item: item[0]), strict=True
     ):
         _matrix_panel(axes, found)
-        axes.set_title("\n".join(filter(None, [setting.label(), retriever])), fontsize=9)
+        _heading(axes, setting, retriever)
     rows: list[tuple[Value, ...]] = [
         (
             *_columns(c.first.setting),
@@ -330,7 +376,7 @@ def _matrix_panel(axes: Axes, found: Sequence[Comparison]) -> None:
             strength = 0.12 + 0.4 * abs(gain) / largest
             colour = "0.93" if c.noise else (_BLUE if gain > 0 else _ORANGE, strength)
             axes.add_patch(_square(x, y, colour))
-            shown = f"{100 * gain:+.0f}"
+            shown = f"{100 * gain:+.0f}".replace("-", "−") if abs(gain) >= 0.005 else "0"
             axes.text(x, y, f"({shown})" if c.noise else shown, ha="center", va="center", fontsize=8,
                       color="0.35" if c.noise else "black", weight="normal" if c.noise else "bold")  # fmt: skip
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5), aspect="equal")
@@ -354,18 +400,36 @@ def _pair_keys(made: Sequence[Comparison]) -> set[tuple[Setting, str]]:
 # Parts ----------------------------------------------------------------------------------------------------------------
 
 
-def _panels(count: int, *, width: float = 4.0, height: float = 3.0) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, *, width: float = 4.0, height: float = 3.0, same_y: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure of so many panels, at most three in a row; sizes in inches."""
     from matplotlib.figure import Figure
 
     across = min(3 if count != 4 else 2, count)
     down = math.ceil(count / across)
-    picture = Figure(figsize=(width * across, height * down), layout="constrained")
-    grid = picture.subplots(down, across, squeeze=False)
+    picture = Figure(figsize=(width * across, height * down + 0.4), layout="constrained")
+    grid = picture.subplots(down, across, squeeze=False, sharey=same_y)
     axes = list(grid.flat)
     for unused in axes[count:]:
         unused.remove()
+    for shown in axes[:count]:
+        shown.tick_params(labelleft=True)
     return picture, axes[:count]
+
+
+def _legend(picture: Figure, panels: Sequence[Axes]) -> None:
+    """One legend under all panels, where it covers no data."""
+    found: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    across = max(2, round(picture.get_figwidth() / 1.6))
+    picture.legend(list(found.values()), list(found), loc="outside lower center", ncols=across, fontsize=8)
+
+
+def _heading(axes: Axes, setting: Setting, *more: str) -> None:
+    """Two short lines, so that headings of neighbours don't meet."""
+    first = ", ".join(filter(None, [setting.model.rsplit("/", 1)[-1], setting.more(), *more]))
+    axes.set_title(f"{first}\n{setting.task}, {setting.shots}-shot", fontsize=8.5)
 
 
 def _curve(axes: Axes, points: Sequence[tuple[int, Interval]], look: tuple[str, str, object], label: str) -> None:
@@ -374,6 +438,11 @@ def _curve(axes: Axes, points: Sequence[tuple[int, Interval]], look: tuple[str, 
         [x for x, _ in points], [i.estimate for _, i in points], yerr=_bars([i for _, i in points]), color=colour,
         marker=marker, linestyle=dash, markersize=4.5, linewidth=1.3, elinewidth=0.9, capsize=2, label=label,
     )  # fmt: skip
+
+
+def _level(axes: Axes, interval: Interval, look: tuple[str, str, object], label: str) -> None:
+    axes.axhline(interval.estimate, color=look[0], linestyle=look[2], linewidth=1.2, label=label)
+    axes.axhspan(interval.low, interval.high, color=look[0], alpha=0.08, linewidth=0)
 
 
 def _bars(intervals: Sequence[Interval]) -> list[list[float]]:
@@ -389,12 +458,12 @@ def _look(method: str) -> tuple[str, str, object]:
     return _LOOKS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
 
 
-def _method(grid: Grid, cell: CellOutcome) -> str:
-    variant, k = grid.variant(cell), cell.whole("k")
-    if k == 0:
-        return variant
-    name = "rag" if variant == "base" else f"{variant}+rag"
-    return f"{name} ({grid.retriever(cell)})"
+def _method(grid: Grid, cell: CellOutcome) -> tuple[str, str]:
+    """Method and retriever of a cell; no retriever with K = 0."""
+    variant = grid.variant(cell)
+    if cell.whole("k") == 0:
+        return variant, ""
+    return "rag" if variant == "base" else f"{variant}+rag", grid.retriever(cell)
 
 
 def _tokens(cell: CellOutcome) -> float:

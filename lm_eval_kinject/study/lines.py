@@ -201,12 +201,12 @@ class Grid:
 
     def variants(self, setting: Setting) -> list[str]:
         """Names of all variants in a setting: base, ft-reg, ft-par, then the others."""
-        found = dict.fromkeys(self.variant(cell) for cell in self._in(setting))
+        found = dict.fromkeys(self.variant(cell) for cell in self.within(setting))
         return sorted(found, key=lambda name: (_KNOWN.index(name) if name in _KNOWN else len(_KNOWN), name))
 
     def retrievers(self, setting: Setting, *, controls: bool = False) -> list[str]:
         """Names of the retrievers with K of at least 1, controls last if wanted."""
-        found = dict.fromkeys(self.retriever(c) for c in self._in(setting) if c.whole("k") > 0)
+        found = dict.fromkeys(self.retriever(c) for c in self.within(setting) if c.whole("k") > 0)
         kept = [name for name in found if controls or _kind(name) not in CONTROLS]
         return sorted(kept, key=lambda name: (_kind(name) in CONTROLS, name))
 
@@ -221,7 +221,7 @@ class Grid:
         def by_k(*, validation: bool) -> dict[int, CellOutcome]:
             kept = [
                 c
-                for c in self._in(setting, validation=validation)
+                for c in self.within(setting, validation=validation)
                 if self.variant(c) == variant and (c.whole("k") == 0 or self.retriever(c) == retriever)
             ]
             found: dict[int, CellOutcome] = {}
@@ -252,7 +252,7 @@ class Grid:
                     found[line.name] = line
         return found
 
-    def _in(self, setting: Setting, *, validation: bool = False) -> list[CellOutcome]:
+    def within(self, setting: Setting, *, validation: bool = False) -> list[CellOutcome]:
         """Cells of a setting; one that leaves a further axis open, or is the only of its kind, is in every setting."""
         if (setting, validation) in self._found:
             return self._found[setting, validation]

@@ -131,19 +131,42 @@ def markdown(title: str, tables: Sequence[Table], figures: Sequence[Drawing], pr
 
 
 def findings(tables: Sequence[Table]) -> list[str]:
-    """The paper's orderings in a sentence each, from the tables that test them."""
-    found = []
+    """The paper's orderings in a sentence each, from the tables that test them.
+
+    One setting is told with its figures; of several it is counted in how many an ordering holds, and the others are
+    named.
+    """
+    claims: dict[str, list[tuple[str, str, str]]] = {}
     for table in tables:
-        if table.name == "orderings":
-            for row in table.rows:
-                claim, task, model, shots, retriever, *_ = row
-                where = ", ".join(text(v) for v in (task, model, f"{text(shots)}-shot", retriever) if v is not None)
-                found.append(f"{text(claim)} ({where}): {text(row[-1])}; {text(row[6])} points")
-        if table.name == "paraphrases":
-            found += [
-                f"Accuracy rises with paraphrases ({text(r[0])}, {text(r[1])}): {text(r[-1])}" for r in table.rows
-            ]
-    return found
+        if table.name not in ("orderings", "paraphrases"):
+            continue
+        points = table.columns.index("Points" if table.name == "orderings" else "Points a paraphrase")
+        for row in table.rows:
+            cells = dict(zip(table.columns, row, strict=True))
+            claim = str(cells.get("Paper", "Accuracy rises with the number of paraphrases"))
+            parts = [cells["Task"], cells["Model"], f"{text(cells['Shots'])}-shot", cells.get("Retriever")]
+            where = ", ".join(text(part) for part in parts if part is not None)
+            claims.setdefault(claim, []).append((where, text(cells["Here"]), text(row[points])))
+    return [_finding(claim, settings) for claim, settings in claims.items()]
+
+
+def _finding(claim: str, settings: Sequence[tuple[str, str, str]]) -> str:
+    if len(settings) == 1:
+        where, verdict, points = settings[0]
+        return f"{claim}: {verdict}, {points} points ({where})."
+    held = sum(verdict.startswith("holds") for _, verdict, _ in settings)
+    others = [
+        f"{where}: {verdict.partition(': ')[2]}, {points} points"
+        for where, verdict, points in settings
+        if not verdict.startswith("holds")
+    ]
+    said = f"{claim}: holds in {held} of {len(settings)} settings."
+    if len(others) > 4:
+        noise = sum("noise" in other for other in others)
+        counts = [f"inside the noise in {noise}"] * (noise > 0)
+        counts += [f"the other way round in {len(others) - noise}"] * (noise < len(others))
+        return f"{said[:-1]}; {', '.join(counts)}."
+    return " ".join([said, *(f"Not in {other}." for other in others)])
 
 
 # HTML -----------------------------------------------------------------------------------------------------------------
@@ -151,11 +174,11 @@ def findings(tables: Sequence[Table]) -> list[str]:
 _CSS = """
 :root { color-scheme: light; --ink: #1a1a1a; --soft: #5a5a5a; --line: #d9d9d9; --tint: #f6f6f4; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 82rem; padding: 1rem clamp(.75rem, 3vw, 2.5rem) 4rem; color: var(--ink);
+body { margin: 0 auto; max-width: 96rem; padding: 1rem clamp(.75rem, 3vw, 2.5rem) 4rem; color: var(--ink);
   background: #fff; font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: clamp(1.4rem, 4vw, 2rem); line-height: 1.2; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; line-height: 1.3; }
-nav ul { columns: 18rem; padding-left: 1.2rem; } nav a { color: #00588c; }
+nav ul { columns: 18rem; column-gap: 2.5rem; padding-left: 1.2rem; } nav a { color: #00588c; }
 ul.findings li { margin: .2rem 0; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; max-width: 100%; }
 .scroll:focus-visible { outline: 2px solid #0072b2; }
@@ -164,12 +187,13 @@ table { border-collapse: collapse; font-size: .85rem; line-height: 1.3; width: 1
 th, td { padding: .35rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { background: var(--tint); white-space: nowrap; position: sticky; top: 0; }
 td.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
-td { min-width: 4.5rem; overflow-wrap: break-word; }
-td small { display: block; color: var(--soft); font-size: .75rem; }
-tbody tr:last-child td { border-bottom: 0; } tbody tr:nth-child(even) { background: #fbfbfa; }
+td.text { min-width: 4.5rem; overflow-wrap: break-word; }
+td small { display: block; color: var(--soft); font-size: .75rem; white-space: normal; min-width: 5.2rem; max-width:
+6.4rem; } tbody tr:last-child td { border-bottom: 0; } tbody tr:nth-child(even) { background: #fbfbfa; }
 p.note, figcaption, p.left-out { color: var(--soft); font-size: .85rem; max-width: 60rem; }
 figure { margin: 0; } figure svg { display: block; height: auto; max-width: 100%; }
-@media (max-width: 40rem) { figure svg { max-width: none; } body { font-size: 15px; } }
+@media (max-width: 40rem) { figure svg { max-width: none; } body { font-size: 15px; }
+  th, td { padding: .3rem .4rem; } td.text { max-width: 8rem; } }
 @media print { .scroll, .tall { overflow: visible; max-height: none; border: 0; } thead th { position: static; } nav {
 display: none; } }
 """

@@ -14,7 +14,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lm_eval_kinject.stats import Interval
+from lm_eval_kinject.stats import Interval, signed
 
 __all__ = ["Gain", "P", "Score", "Share", "Table", "Value", "figure"]
 
@@ -63,7 +63,7 @@ class Gain:
     def lines(self) -> list[str]:
         """The parts in the order of their weight."""
         i = self.interval
-        return [f"{100 * i.estimate:+.1f}", f"{100 * i.low:+.1f} to {100 * i.high:+.1f}"]
+        return [signed(i.estimate), f"{signed(i.low)} to {signed(i.high)}"]
 
     def text(self) -> str:
         """On one line."""
@@ -129,13 +129,31 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def html(self) -> str:
-        """An HTML table in a box that scrolls sideways; the caller prints title and notes."""
-        head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in self.columns)
-        body = "\n".join(f"<tr>{''.join(_html_cell(v) for v in row)}</tr>" for row in self.rows)
+        """An HTML table in a box that scrolls sideways; the caller prints title and notes.
+
+        Columns of text that say the same in every row go into a line above the box.
+        """
+        same = self._same()
+        kept = [place for place in range(len(self.columns)) if place not in same]
+        head = "".join(f'<th scope="col">{html.escape(self.columns[place])}</th>' for place in kept)
+        body = "\n".join(f"<tr>{''.join(_html_cell(row[place]) for place in kept)}</tr>" for row in self.rows)
+        common = ", ".join(f"{self.columns[place]} {text(self.rows[0][place])}" for place in same)
         return (
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.title, quote=True)}">'
+            (f'<p class="note">In all rows: {html.escape(common)}.</p>\n' if common else "")
+            + f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.title, quote=True)}">'
             f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
         )
+
+    def _same(self) -> list[int]:
+        """Places of the columns that only say where a row is (task, model, shots, …), and say the same in all."""
+        where = ("Task", "Model", "Shots", "Variant", "Retriever", "Trained")
+        return [
+            place
+            for place, column in enumerate(self.columns)
+            if column in where
+            and len({text(row[place]) for row in self.rows} - {text(None)}) == 1
+            and None not in [row[place] for row in self.rows]
+        ]
 
     def markdown(self) -> str:
         """A Markdown table with its heading and notes."""
@@ -211,8 +229,9 @@ def latex(words: str) -> str:
     """Text with LaTeX's special characters made harmless."""
     special = {
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "–": "--", "×": r"$\times$",
-        "→": r"$\rightarrow$", "−": "$-$", "±": r"$\pm$", "≥": r"$\geq$", "…": r"\ldots{}", "·": r"$\cdot$",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", "–": "--",
+        "×": r"$\times$", "→": r"$\rightarrow$",
+        "−": "$-$", "±": r"$\pm$", "≥": r"$\geq$", "…": r"\ldots{}", "·": r"$\cdot$",
     }  # fmt: skip
     return "".join(special.get(c, c) for c in words)
 
@@ -224,7 +243,7 @@ def _parts(value: Value) -> list[str]:
 def _html_cell(value: Value) -> str:
     first, *more = (html.escape(part) for part in _parts(value))
     if isinstance(value, str):
-        return f"<td>{first}</td>"
+        return f'<td class="text">{first}</td>'
     small = "".join(f"<small>{part}</small>" for part in more)
     return f'<td class="number">{f"<b>{first}</b>" if more else first}{small}</td>'
 

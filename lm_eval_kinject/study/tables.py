@@ -309,7 +309,7 @@ def paraphrases(grid: Grid) -> Table | None:
         curve = ", ".join(f"{n}: {figure(s)}" for n, s in zip(by_number, scores, strict=True))
         up = slope.low > 0 and p < 0.05
         down = slope.high < 0 and p < 0.05
-        word = "holds" if up else "doesn't: it falls" if down else "doesn't show: inside the noise"
+        word = "holds" if up else "doesn't: the other way round" if down else "doesn't show: inside the noise"
         word += f", p{'' if p < 0.0005 else '='}{P(p).text()}; {sum(steps)} of {len(steps)} steps go up"
         where = (setting.task, _model(setting.model, setting.rest), setting.shots, family)
         rows.append((*where, curve, Gain(slope), P(p), word))

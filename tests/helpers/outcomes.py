@@ -1,7 +1,7 @@
 """Synthetic outcomes of a study: made-up answers with known chances, for tests of tables, figures and the page.
 
-A question is easy or hard by its chunk, so that questions about one chunk are alike; a method adds to the chance of a right
-answer. The same seed gives the same cells.
+A question is easy or hard by its chunk, so that questions about one chunk are alike; a method adds to the chance of a
+right answer. The same seed gives the same cells.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ import random
 from lm_eval_kinject.study.outcomes import Answered, Axis, CellOutcome
 
 CHANCES = {"base": 0.33, "ft-reg": 0.36, "ft-par": 0.50}
-FOUND = {"minilm": (0.75, 0.83, 0.88, 0.90, 0.92), "bm25": (0.80, 0.88, 0.92, 0.94, 0.95), "oracle": (1.0,) * 5, "random": (0.0,) * 5}
+FOUND = {
+    "minilm": (0.75, 0.83, 0.88, 0.90, 0.92),
+    "bm25": (0.80, 0.88, 0.92, 0.94, 0.95),
+    "oracle": (1.0,) * 5,
+    "random": (0.0,) * 5,
+}
 
 
 def synthetic(
@@ -29,7 +34,11 @@ def synthetic(
     cells = []
     for task in tasks:
         for shot in shots:
-            variants: list[tuple[str, int | None]] = [("base", None), ("ft-reg", 0), *(("ft-par", n) for n in paraphrases)]
+            variants: list[tuple[str, int | None]] = [
+                ("base", None),
+                ("ft-reg", 0),
+                *(("ft-par", n) for n in paraphrases),
+            ]
             for variant, number in variants:
                 for retriever in ("none", *retrievers):
                     for k in ks:

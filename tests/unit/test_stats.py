@@ -46,6 +46,7 @@ def test_wilson_at_the_ends() -> None:
 def test_how_intervals_are_written() -> None:
     assert Interval(0.481, 0.449, 0.514).percent() == "48.1 % (44.9 to 51.4)"
     assert Interval(-0.012, -0.031, 0.007).points() == "-1.2 points (-3.1 to +0.7)"
+    assert Interval(-0.0004, -0.031, 0.0004).points() == "0.0 points (-3.1 to 0.0)"
 
 
 def test_no_answers() -> None:
