@@ -4,8 +4,9 @@ What it is for: the numbers behind a ±. What it doesn't do: p-values (`signific
 
 The one idea: questions about one chunk rise and fall together, so what counts as a draw is the chunk. The variance of a
 mean of n questions is then Σ_c (Σ_{i in c} (s_i − s̄))² / n², the sum going over clusters (Miller, "Adding Error Bars
-to Evals", arXiv 2411.00640, section 2.2); we multiply it by G/(G − 1) for G clusters and take Student's t with G − 1
-degrees of freedom, as regression packages do (CR1), so that with one question a cluster it is the ordinary s²/n.
+to Evals", arXiv 2411.00640, on clustered standard errors); we multiply it by G/(G − 1) for G clusters and take
+Student's t with G − 1 degrees of freedom, as regression packages do (CR1), so that with one question a cluster it is
+the ordinary s²/n.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from lm_eval_kinject.stats.answers import groups, numbers
 
@@ -72,7 +73,7 @@ def wilson(share: float, asked: float, level: float = 0.95) -> tuple[float, floa
         raise ValueError("no answers to take an accuracy of")
     if not 0 <= share <= 1:
         raise ValueError(f"a share must be in 0..1, not {share}")
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(special.ndtri((1 + level) / 2))
     widening = 1 + z * z / asked
     centre = (share + z * z / (2 * asked)) / widening
     half = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked)) / widening
@@ -140,7 +141,9 @@ def clustered_accuracy(
 def clustered_difference(
     first: Sequence[float], second: Sequence[float], clusters: Sequence[str] | None = None, level: float = 0.95
 ) -> Interval:
-    """Mean of ``second - first`` with its clustered interval, mean ± t·error (Miller 2024, section 4.2: in pairs).
+    """Mean of ``second - first`` with its clustered interval, mean ± t·error (Miller 2024, on paired differences).
+
+    With very few questions that differ it is too narrow, and without any it has no width; `mcnemar` is exact there too.
 
     Raises:
         ValueError: the two did not answer the same number of questions, or none, or one couldn't be scored.
@@ -205,4 +208,4 @@ def _by_cluster(
 
 
 def _t(level: float, draws: int) -> float:
-    return float(stats.t.ppf((1 + level) / 2, draws - 1))
+    return float(special.stdtrit(draws - 1, (1 + level) / 2))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 from lm_eval_kinject.stats.answers import groups
 from lm_eval_kinject.stats.intervals import clustered_mean, paired_differences
@@ -64,7 +64,7 @@ def t_test(values: Sequence[float], clusters: Sequence[str] | None = None) -> fl
         return 1.0
     if found.error == 0:
         return 1.0 if found.mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(found.mean) / found.error, found.clusters - 1))
+    return float(2 * special.stdtr(found.clusters - 1, -abs(found.mean) / found.error))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

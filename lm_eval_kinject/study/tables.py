@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 
 from lm_eval_kinject.stats import (
+    Interval,
+    clustered_difference,
     clustered_mean,
     detectable_paired,
     detectable_unpaired,
@@ -22,7 +24,6 @@ from lm_eval_kinject.stats import (
     tally,
     wilson,
 )
-from lm_eval_kinject.stats.intervals import Interval
 from lm_eval_kinject.study.lines import Comparison, Grid, Line, Setting, Sweep, adjusted, compare, share
 from lm_eval_kinject.study.outcomes import Answered, CellOutcome
 from lm_eval_kinject.study.published import load, lookup, paper_model, paper_task
@@ -357,8 +358,6 @@ def _slope(by_number: dict[int, CellOutcome]) -> tuple[Interval, float] | None:
 
 
 def _mean(values: Sequence[float], clusters: Sequence[str]) -> Interval:
-    from lm_eval_kinject.stats import clustered_difference
-
     return clustered_difference([0.0] * len(values), values, clusters)
 
 
