@@ -166,7 +166,8 @@ def axes_of(study: Study, cell: Cell) -> dict[str, Any]:
     given = dict(cell.arguments)
     k = given.pop("k")
     retriever = given.pop("retriever", "none")
-    axes = {"model": cell.model, "variant": cell.variant, "paraphrases": paraphrases_of(study.variants[cell.variant])}
+    variant = study.variants[cell.variant]
+    axes = {"model": cell.model, "variant": variant.family or cell.variant, "paraphrases": paraphrases_of(variant)}
     axes |= {"retriever": retriever, "k": k, "shots": cell.shots, "task": cell.task, "seed": cell.seed}
     axes["placement"] = given.pop("placement", "question")
     return axes | given

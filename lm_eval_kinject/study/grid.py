@@ -62,6 +62,9 @@ class Variant(_Strict):
     adapter: str | None = Field(default=None, description="a name of `kinject adapters list`")
     peft: str | None = Field(default=None, description="an adapter: a folder or Hub id")
     pretrained: str | None = Field(default=None, description="a whole model in the base's place: a folder or Hub id")
+    family: str | None = Field(
+        default=None, description="its name in tables, which variants with other numbers of paraphrases share"
+    )
     paraphrases: int | None = Field(default=None, ge=0, description="in training, for tables; a recipe knows it itself")
 
     def problems(self, name: str) -> list[str]:
