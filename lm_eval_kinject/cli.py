@@ -360,8 +360,7 @@ def push(
 ) -> None:
     """Publish a run (adapter or model, with card and scores), a base model, or a data set on the Hub."""
     from lm_eval_kinject.hub.eval_results import parse_benchmarks
-    from lm_eval_kinject.hub.push import push_model, push_run
-    from lm_eval_kinject.hub.push_data import push_dataset
+    from lm_eval_kinject.hub.push import push_dataset, push_model, push_run
 
     of_runs = {
         "--base": base, "--unchecked-base": unchecked_base, "--corpus": corpus, "--results": results,

@@ -10,32 +10,31 @@ that isn't exactly what was registered.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from lm_eval_kinject.errors import ModelError, PublishError
-from lm_eval_kinject.hub.client import RefusedError, Say, attempt, check_repo_id, open_hub, quiet
-from lm_eval_kinject.hub.content import PICKLED, SETTINGS, TOKENIZER, WEIGHTS, collect, tensor_shapes
-from lm_eval_kinject.hub.eval_results import read_results, scores_of
-from lm_eval_kinject.hub.publish import Remote, look, read_remote
-from lm_eval_kinject.hub.push import check_subjects, merge_scores
+from lm_eval_kinject.hub.cards import FILE, Run, parse_run, read_run
+from lm_eval_kinject.hub.client import RefusedError, Say, attempt, check_repo_id, listed, open_hub, quiet
+from lm_eval_kinject.hub.content import PICKLED, USED, collect, matches, tensor_shapes
+from lm_eval_kinject.hub.eval_results import merge_scores, read_results, scores_of
+from lm_eval_kinject.hub.publish import Remote, look
+from lm_eval_kinject.hub.push import check_subjects
 from lm_eval_kinject.hub.registry import (
     READER,
     Record,
     ResolvedAdapter,
     ScoreOf,
-    check_base,
     file_problems,
     find_record,
     folder_of,
+    make_record,
     read_record,
     reader_problems,
     records,
@@ -43,11 +42,12 @@ from lm_eval_kinject.hub.registry import (
     registry_dirs,
     resolve,
 )
-from lm_eval_kinject.hub.run import FILE, Run, parse_run, read_run
 from lm_eval_kinject.plugin import assets_dir
 from lm_eval_kinject.provenance import atomic_write, publish_folder
 
-__all__ = ["Record", "ResolvedAdapter", "add", "bundle", "check_base", "pull", "records", "resolve", "verify"]
+__all__ = ["add", "bundle", "pull", "records", "resolve", "verify"]
+
+_USED = (*USED, FILE)
 
 
 def pull(name: str, say: Say = quiet) -> ResolvedAdapter:
@@ -117,6 +117,13 @@ def listing_problems(remote: Remote, known: set[str]) -> list[str]:
     return problems + [f"the repository holds weights that aren't registered: {path}" for path in unknown]
 
 
+_CLAIMS = (
+    "recipe", "corpus.fingerprint", "corpus.name", "base.name", "base.revision", "base.fingerprint", "adapter",
+    "corpus.revision", "variant", "licence",
+)  # fmt: skip
+_MAY_BE_LEFT_OUT = ("corpus.revision", "variant", "licence")
+
+
 def _claim_problems(record: Record, folder: Path) -> list[str]:
     """Where the record says something else than the run's own ``kinject.json``.
 
@@ -128,37 +135,22 @@ def _claim_problems(record: Record, folder: Path) -> list[str]:
         run = parse_run((folder / FILE).read_bytes())
     except PublishError as problem:
         return [str(problem)]
-    told = _told(run, record.repo)
-    problems = []
-    if told["recipe"] != record.recipe:
-        problems.append(f"the recipe is another one ({told['recipe'][:16]}…, not {record.recipe[:16]}…)")
-    if told["corpus"]["fingerprint"] != record.corpus.fingerprint:
-        problems.append(f"the corpus is another one ({str(told['corpus']['fingerprint'])[:16]}…)")
-    claims = {
-        "corpus.name": (record.corpus.name, told["corpus"]["name"]),
-        "base.name": (record.base.name, told["base"]["name"]),
-        "base.revision": (record.base.revision, told["base"].get("revision")),
-        "base.fingerprint": (record.base.fingerprint, told["base"].get("fingerprint")),
-        "adapter": (record.adapter, told["adapter"]),
-    }
-    may_be_left_out = {
-        "corpus.revision": (record.corpus.revision, told["corpus"]["revision"]),
-        "variant": (record.variant, told["variant"]),
-        "licence": (record.licence if record.repo else None, told["licence"]),
-    }
-    claims |= {key: pair for key, pair in may_be_left_out.items() if pair[0]}
-    for key, (claimed, known) in claims.items():
-        if claimed != known:
+    claims, told, problems = record.model_dump(), _told(run, record.repo), []
+    for key in _CLAIMS:
+        part, _, name = key.partition(".")
+        claimed, known = (one[part].get(name) if name else one[part] for one in (claims, told))
+        own_word = key in _MAY_BE_LEFT_OUT and (not claimed or (key == "licence" and record.repo is None))
+        if claimed == known or own_word:
+            continue
+        if key in ("recipe", "corpus.fingerprint"):
+            problems.append(f"the {part} is another one ({str(known)[:16]}…, not {claimed[:16]}…)")
+        else:
             problems.append(f"{key} is {claimed!r} in the record, {known!r} in {FILE}")
-    return problems + (_score_problems(record, told["scores"]) if record.repo else [])
-
-
-def _score_problems(record: Record, told: Sequence[Mapping[str, Any]]) -> list[str]:
-    known = [ScoreOf.model_validate(score) for score in told]
-    return [
+    scores = [ScoreOf.model_validate(score) for score in told["scores"]]
+    return problems + [
         f"the score {score.task} {score.metric} {score.value:g} (k={score.k}, n={score.n}) is not in {FILE}"
-        for score in record.scores
-        if score not in known
+        for score in (record.scores if record.repo else ())
+        if score not in scores
     ]
 
 
@@ -246,12 +238,16 @@ def add(spec: str, name: str | None = None, *, folder: Path | None = None, say: 
     if remote is None:
         raise ModelError(f"There is no model {repo_id} on the Hub (or you may not see it): check the name.")
     problems = listing_problems(remote, set(remote.files))
-    there = read_remote(repo_id, "model", FILE, remote, say)
+    there = remote.read(FILE, say)
     if there is None:
         problems.append(f"it has no {FILE}: only what `kinject push` published can be registered")
     if problems or there is None:
-        raise ModelError("\n".join([f"{repo_id} can't be registered:", *(f"  - {p}" for p in problems)]))
-    record = _record_of(repo_id, remote, parse_run(there, f"{repo_id}/{FILE}"), name, say)
+        raise ModelError(listed(f"{repo_id} can't be registered:", problems))
+    used = [path for path in sorted(remote.files) if matches(path, _USED)]
+    files = {path: {"sha256": remote.sha256(path, say), "size": remote.files[path].size} for path in used}
+    where = {"repo": repo_id, "revision": remote.commit}
+    run = parse_run(there, f"{repo_id}/{FILE}")
+    record = _made(run, repo_id, where, files, name or repo_id.split("/")[1].lower())
     target = folder or registry_dirs()[0]
     file = target / f"{record.name}.yaml"
     if file.is_file() and read_record(file) == record:
@@ -270,23 +266,6 @@ def _write(file: Path, record: Record) -> None:
     plain = record.model_dump(mode="json", exclude_none=True)
     with atomic_write(file, "w") as out:
         yaml.safe_dump(plain, out, sort_keys=False, allow_unicode=True, width=110)
-
-
-_USED = (*WEIGHTS, *SETTINGS, *TOKENIZER, FILE)
-
-
-def _is_used(path: str) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in _USED)
-
-
-def _record_of(repo_id: str, remote: Remote, run: Run, name: str | None, say: Say) -> Record:
-    files = {}
-    for path, file in sorted(remote.files.items()):
-        if _is_used(path):
-            digest = file.sha256 or sha256(read_remote(repo_id, "model", path, remote, say) or b"").hexdigest()
-            files[path] = {"sha256": digest, "size": file.size}
-    where = {"repo": repo_id, "revision": remote.commit}
-    return _made(run, repo_id, where, files, name or repo_id.split("/")[1].lower())
 
 
 def _told(run: Run, repo_id: str | None, subject: str | None = None) -> dict[str, Any]:
@@ -321,15 +300,10 @@ def _told(run: Run, repo_id: str | None, subject: str | None = None) -> dict[str
 
 
 def _made(run: Run, repo_id: str | None, where: Mapping[str, str], files: Mapping[str, Any], name: str) -> Record:
-    told = _told(run, repo_id, repo_id or name)
-    scores = told.pop("scores")
+    """The record of a run: what it says of itself, with a name and a place."""
     summary = f"{run.recipe['variant']} ({run.recipe['method']}) of {run.corpus['name']}"
-    plain = {"name": name, "summary": summary, **where, **told, "files": files, "scores": scores}
-    try:
-        return Record.model_validate(plain)
-    except ValidationError as problem:
-        wrong = [f"  - {'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in problem.errors()]
-        raise ModelError("\n".join([f"{repo_id or name} can't be registered:", *wrong])) from problem
+    plain = {"name": name, "summary": summary, **where, **_told(run, repo_id, repo_id or name), "files": files}
+    return make_record(plain, f"{repo_id or name} can't be registered:")
 
 
 def bundle(
@@ -369,16 +343,17 @@ def bundle(
     source = Path(run_folder).expanduser().resolve().name
     found = [s for path in results for one in read_results(path) for s in scores_of(one) if s.subject in (source, name)]
     check_subjects(found, run_folder)
-    run = Run({**run.data, "scores": [{**score.plain(), "subject": name} for score in merge_scores((), found)]})
+    scores = [{**asdict(score), "subject": name} for score in merge_scores((), found)]
+    run = Run({**run.data, "scores": scores, "published": {"licence": licence}})
     files = {path: {"sha256": content.sha256(path), "size": content.size(path)} for path in sorted(content.files)}
-    record = _made(Run({**run.data, "published": {"licence": licence}}), None, {"folder": name}, files, name)
+    record = _made(run, None, {"folder": name}, files, name)
     target = Path(registry)
     if (target / f"{name}.yaml").exists():
         raise ModelError(f"There is a record {name} in {target.name} already: remove it first.")
     with publish_folder(target / name) as building:
-        for path, file in content.files.items():
+        for path in content.files:
             (building / path).parent.mkdir(parents=True, exist_ok=True)
-            (building / path).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+            (building / path).write_bytes(content.read(path))
     _write(target / f"{name}.yaml", record)
     say(f"{name} is in {target.name}: {record.size:,} bytes")
     return target / f"{name}.yaml"

@@ -1,26 +1,46 @@
-"""Model cards: what a published run says to people, and to the Hub in its metadata.
+"""What a published run says about itself: to programs in ``kinject.json``, to people and the Hub in its card.
 
-What it is for: `render_card` makes the README.md of a run from its ``kinject.json`` and its scores. What it does not
-do: it measures nothing and states nothing that isn't in them; what wasn't measured is said to be missing.
+What it is for: `read_run` finds in a finished run's ``kinject.json`` what a card, a record and a verification need;
+`render_card` makes the README.md of it and of its scores; `with_page` puts both into what is published. What it does
+not do: it measures nothing and states nothing that isn't in them; what wasn't measured is said to be missing.
 
 The one idea: a card is a pure function of what it is given. No date, no machine, no order of files goes in, so the same
 run has the same card everywhere, and tests compare it with a file (``tests/gold``).
+
+The layout of ``kinject.json`` is known here and nowhere else in this room. What it holds (all parts plain JSON):
+
+    recipe, recipe_fingerprint  every key of the recipe, defaults included
+    base                        name, and identity: a Hub commit (40 digits) or a folder's fingerprint (64)
+    corpus                      as `Corpus.provenance` gives it: name, fingerprint, chunks, licence, revision, …
+    outcome                     learning_rate, updates, tokens, losses, forgetting before and after, parameters
+    environment                 versions and processor
+    published                   added on the Hub: `CardFacts`, and digests of weights, settings and tokenizer (files)
+    scores                      added on the Hub: `Score`, one a number
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
 from lm_eval_kinject.errors import PublishError
-from lm_eval_kinject.hub.eval_results import Score, interval, model_index
-from lm_eval_kinject.hub.run import Run
+from lm_eval_kinject.hub.client import Say
+from lm_eval_kinject.hub.content import USED, Content, matches, to_json
+from lm_eval_kinject.hub.eval_results import Score, interval, merge_scores, model_index
+from lm_eval_kinject.hub.publish import Remote
 from lm_eval_kinject.plugin import adapters_dir
+from lm_eval_kinject.provenance import fingerprint
 
-__all__ = ["CardFacts", "render_card", "variant_of"]
+__all__ = ["FILE", "CardFacts", "Run", "parse_run", "read_run", "render_card", "with_page"]
 
-TEMPLATE = "card.md.jinja"
+FILE, TEMPLATE = "kinject.json", "card.md.jinja"
 
 LICENCES = frozenset(
     "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bsl-1.0 bsd bsd-2-clause bsd-3-clause cc "
@@ -36,39 +56,135 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _ORDER = ("base", "RAG", "this", "this + RAG")
 
 
+# A run ----------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class CardFacts:
-    """What a card needs to know beside the run itself.
+class Run:
+    """What a run says about itself; ``data`` is all of it."""
 
-    Attributes:
-        repo_id: where the run is published.
-        base: the base's name on the Hub.
-        base_revision: its commit.
-        corpus: the corpus's name on the Hub, where it is there.
-        corpus_revision: its commit.
-        licence: of the weights; None: not stated.
-        licence_name: what ``other`` is called.
-        licence_link: address of its text.
-        curve: file name of the loss curve in the repository, if there is one.
-        subjects: names under which results speak of these weights (the repository's, and the run's folder).
+    data: Mapping[str, Any]
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """Every key of the recipe."""
+        return self._part("recipe")
+
+    @property
+    def recipe_fingerprint(self) -> str:
+        """Of the recipe."""
+        return str(self.data.get("recipe_fingerprint") or fingerprint(self.recipe))
+
+    @property
+    def base(self) -> Mapping[str, Any]:
+        """The base model: ``name``, and ``commit`` (of the Hub) or ``fingerprint`` (of a folder)."""
+        found = self._part("base")
+        identity = str(found.get("identity") or "")
+        is_commit = re.fullmatch(r"[0-9a-f]{40}", identity) is not None
+        return {"name": found.get("name"), ("commit" if is_commit else "fingerprint"): identity}
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        """Names under which results speak of the base: its own, and in a published run the one at training time."""
+        found = self._part("base")
+        names = (found.get("name"), (found.get("trained_on") or {}).get("name"))
+        return tuple(str(name) for name in names if name)
+
+    @property
+    def corpus(self) -> Mapping[str, Any]:
+        """The corpus: name, fingerprint, licence and so on."""
+        return self._part("corpus")
+
+    @property
+    def outcome(self) -> Mapping[str, Any]:
+        """Losses, figures of forgetting, counts."""
+        return self._part("outcome")
+
+    @property
+    def published(self) -> Mapping[str, Any]:
+        """Public names, and digests of files, that were added on the Hub."""
+        return self._part("published")
+
+    @property
+    def scores(self) -> list[Mapping[str, Any]]:
+        """Scores that were added on the Hub."""
+        return list(self.data.get("scores") or ())
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the weights are an adapter, as against a whole model."""
+        return self.recipe.get("method") != "full"
+
+    def _part(self, name: str) -> Mapping[str, Any]:
+        found = self.data.get(name)
+        return found if isinstance(found, Mapping) else {}
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads the ``kinject.json`` of a folder.
+
+    Raises:
+        PublishError: there is none, or it says too little.
     """
+    file = Path(folder).expanduser() / FILE
+    if not file.is_file():
+        raise PublishError(
+            f"The folder {file.parent.name} has no {FILE}: it isn't the result of a finished `kinject train`. A base "
+            "model or a question set is pushed with --as model or --as dataset."
+        )
+    return parse_run(file.read_bytes(), where=f"{file.parent.name}/{FILE}")
 
-    repo_id: str
-    base: str
-    base_revision: str | None
-    corpus: str | None = None
-    corpus_revision: str | None = None
-    licence: str | None = None
-    curve: str | None = None
-    subjects: tuple[str, ...] = ()
-    licence_name: str | None = None
-    licence_link: str | None = None
+
+def parse_run(content: bytes, where: str = FILE) -> Run:
+    """The same from bytes."""
+    try:
+        data = json.loads(content)
+    except ValueError as problem:
+        raise PublishError(f"{where} is no JSON: train again, or get the file back.") from problem
+    run = Run(data if isinstance(data, dict) else {})
+    required = {
+        "recipe": run.recipe,
+        "recipe.method": run.recipe.get("method"),
+        "recipe.variant": run.recipe.get("variant"),
+        "base.name": run.base["name"],
+        "base.identity": run.base.get("commit") or run.base.get("fingerprint"),
+        "corpus.name": run.corpus.get("name"),
+        "corpus.fingerprint": run.corpus.get("fingerprint"),
+        "environment": run.data.get("environment"),
+    }
+    missing = [name for name, value in required.items() if not value]
+    if missing:
+        raise PublishError(f"{where} doesn't say {', '.join(missing)}: a card and a rerun need it. Train again.")
+    return run
+
+
+# Its card -------------------------------------------------------------------------------------------------------------
+
+
+@checked_dataclass(frozen=True)
+class CardFacts:
+    """What a card needs to know beside the run itself."""
+
+    repo_id: str = Field(description="where the run is published")
+    base: str = Field(description="the base's name on the Hub")
+    base_revision: str | None = Field(description="its commit")
+    corpus: str | None = Field(default=None, description="the corpus's name on the Hub, where it is there")
+    corpus_revision: str | None = Field(default=None, description="its commit")
+    licence: str | None = Field(default=None, description="of the weights; None: not stated")
+    curve: str | None = Field(default=None, description="file name of the loss curve, if there is one")
+    subjects: tuple[str, ...] = Field(default=(), description="other names of these weights in results: the folder's")
+    licence_name: str | None = Field(default=None, description="what `other` is called")
+    licence_link: str | None = Field(default=None, description="address of its text")
 
     @property
     def licence_shown(self) -> str:
         """The licence for a person to read."""
         name = self.licence_name or self.licence or "not stated"
         return f"{name} ([text]({self.licence_link}))" if self.licence_link else name
+
+    def variant(self, score: Score, run: Run) -> str | None:
+        """`variant_of` for a run with these facts."""
+        return variant_of(score, (self.repo_id, *self.subjects), (self.base, *run.base_names))
 
 
 def variant_of(score: Score, subjects: Iterable[str], bases: Iterable[str]) -> str | None:
@@ -93,13 +209,12 @@ def render_card(run: Run, facts: CardFacts, scores: Sequence[Score] = ()) -> str
     """The README.md of a published run.
 
     Raises:
-        PublishError: the metadata aren't what the Hub's client accepts, or the licence lacks its name.
+        PublishError: the licence lacks its name.
     """
     import jinja2
 
-    bases = (facts.base, *run.base_names)
-    told = [(variant_of(s, (facts.repo_id, *facts.subjects), bases), s) for s in scores]
-    rows = sorted(((v, s) for v, s in told if v is not None), key=_row_order)
+    told = [(facts.variant(score, run), score) for score in scores]
+    rows = sorted(((variant, score) for variant, score in told if variant is not None), key=_row_order)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(adapters_dir()),
         undefined=jinja2.StrictUndefined,
@@ -109,20 +224,17 @@ def render_card(run: Run, facts: CardFacts, scores: Sequence[Score] = ()) -> str
         autoescape=False,  # Markdown, not HTML
     )
     environment.filters |= {"num": _number, "cell": _cell}
-    text = environment.get_template(TEMPLATE).render(
-        metadata=_metadata(run, facts, [s for v, s in rows if v.startswith("this")]),
+    return environment.get_template(TEMPLATE).render(
+        metadata=_metadata(run, facts, [score for variant, score in rows if variant.startswith("this")]),
         run=run,
         facts=facts,
         title=facts.repo_id.split("/")[-1],
-        what=_what(run),
         settings=_settings(run),
         scores=[_row(variant, score) for variant, score in rows],
         forgetting=_forgetting(run),
         vllm_rank=next((r for r in _VLLM_RANKS if r >= int(run.recipe.get("rank") or 1)), _VLLM_RANKS[-1]),
         tasks=sorted({score.task for _, score in rows}) or ["current_events_cloze"],
     )
-    _check(text)
-    return text
 
 
 def _row_order(row: tuple[str, Score]) -> tuple[Any, ...]:
@@ -141,17 +253,6 @@ def _row(variant: str, score: Score) -> dict[str, Any]:
         "interval": "–" if found is None else f"{found[0]:.3f}–{found[1]:.3f}",
         "n": ("–" if score.n is None else str(score.n)) + (" (part)" if score.limited else ""),
     }
-
-
-def _what(run: Run) -> str:
-    recipe = run.recipe
-    names = {"full": "full fine-tuning", "lora": "LoRA", "rslora": "rsLoRA"}
-    method = names.get(str(recipe["method"]), recipe["method"])
-    if recipe["variant"] != "ft-par":
-        return f"FT-reg: continued pretraining on the corpus as it is, {method}"
-    wordings = recipe.get("paraphrases")
-    count = 10 if wordings is None else wordings  # the recipe's default
-    return f"FT-par: continued pretraining on the corpus and {count} paraphrases of each chunk, {method}"
 
 
 _SHOWN = (
@@ -195,22 +296,17 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-# Metadata -------------------------------------------------------------------------------------------------------------
-
-
 def _metadata(run: Run, facts: CardFacts, scores: Sequence[Score]) -> str:
     from huggingface_hub import ModelCardData
 
-    variant = str(run.recipe["variant"])
-    tags = ["kinject", "knowledge-injection", "continued-pretraining", variant, f"kinject-corpus:{run.corpus['name']}"]
-    if run.is_adapter:
-        tags.append("lora")
+    variant, corpus = str(run.recipe["variant"]), f"kinject-corpus:{run.corpus['name']}"
+    tags = ["kinject", "knowledge-injection", "continued-pretraining", variant, corpus]
     fields: dict[str, Any] = {
         "base_model": facts.base,
         "base_model_relation": "adapter" if run.is_adapter else "finetune",
         "library_name": "peft" if run.is_adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": tags,
+        "tags": [*tags, "lora"] if run.is_adapter else tags,
         **_licence(facts),
     }
     if facts.corpus:
@@ -235,13 +331,36 @@ def _licence(facts: CardFacts) -> dict[str, str]:
     return {"license": "other", "license_name": name, **link}
 
 
-def _check(text: str) -> None:
-    """Lets the Hub's client read the metadata back; the Hub itself checks them again when they are pushed."""
-    from huggingface_hub import ModelCard
+# Both, where the run is published -------------------------------------------------------------------------------------
 
-    try:
-        data = ModelCard(text).data.to_dict()
-    except (ValueError, KeyError, TypeError) as problem:
-        raise PublishError(f"The card's metadata can't be read back by the Hub's client: {problem}.") from problem
-    if not isinstance(data, Mapping) or not data.get("base_model"):
-        raise PublishError("The card's metadata lack base_model: push the base first and name it.")
+
+def with_page(
+    content: Content, run: Run, facts: CardFacts, scores: Iterable[Score], remote: Remote | None, say: Say
+) -> Content:
+    """Adds what a repository says about itself: ``kinject.json`` with digests and scores, and the card.
+
+    Scores that the repository has already stay as long as the weights are the same; a new score replaces an old one of
+    the same task, metric, variant and subject. ``content`` holds the run's ``kinject.json``; where it has no weights,
+    they stay as the repository has them.
+    """
+    files = {path: content.sha256(path) for path in sorted(content.files) if matches(path, USED)}
+    files = files or dict(run.published.get("files") or {})
+    there = remote.read(FILE, say) if remote is not None else None
+    old = parse_run(there) if there is not None else Run({})
+    known = [Score(**one) for one in old.scores] if old.published.get("files") == files else []
+    new = [_renamed(score, facts) for score in scores if facts.variant(score, run) is not None]
+    merged = merge_scores(known, new)
+    data = {
+        **json.loads(content.read(FILE)),
+        "published": {**asdict(facts), "subjects": [], "files": files},
+        "scores": [asdict(score) for score in merged],
+    }
+    card = render_card(Run(data), replace(facts, subjects=()), merged)
+    return content.with_files({FILE: to_json(data), "README.md": card.encode()})
+
+
+def _renamed(score: Score, facts: CardFacts) -> Score:
+    """A score of the run's folder, or of its base's, is one of the repository's; their local names don't go out."""
+    this = score.subject in (facts.repo_id, *facts.subjects)
+    subject = facts.repo_id if this else facts.base
+    return replace(score, subject=subject, model=facts.base if score.has_adapter else subject)

@@ -1,4 +1,4 @@
-"""The Hub's client, with patience and with errors a person can act on: the floor of every room that writes to the Hub.
+"""The Hub's client, with patience and with errors a person can act on: the floor of all that talks to the Hub.
 
 What it is for: `open_hub` makes the official client, `attempt` repeats what may succeed the next time (connection lost,
 server error, rate limit with its Retry-After) and turns what won't into a `HubError` that says what to do. What it does
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from lm_eval_kinject import __version__
@@ -24,6 +24,7 @@ __all__ = [
     "Say",
     "attempt",
     "check_repo_id",
+    "listed",
     "open_hub",
     "quiet",
     "redact",
@@ -40,7 +41,6 @@ LONGEST_WAIT = 300.0
 
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _RACES = frozenset({409, 412})
-_REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}")
 
 T = TypeVar("T")
@@ -63,6 +63,11 @@ def quiet(_: str) -> None:
     """A `Say` that says nothing."""
 
 
+def listed(headline: str, problems: Iterable[str]) -> str:
+    """A headline and a line a problem, for an error."""
+    return "\n".join([headline, *(f"  - {problem}" for problem in problems)])
+
+
 def open_hub() -> Any:
     """The official client, which finds endpoint and token in the environment."""
     from huggingface_hub import HfApi
@@ -76,9 +81,16 @@ def check_repo_id(repo_id: str) -> str:
     Raises:
         ArgumentError: it isn't ``owner/name`` in the Hub's letters (a path, for one, is not).
     """
-    name = repo_id.rpartition("/")[2]
-    bad_ending = name.endswith((".git", ".ipynb", ".", "-")) or ".." in repo_id or "--" in repo_id
-    if not _REPO_ID.fullmatch(repo_id) or bad_ending:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)  # which lets names without an owner pass
+    except HFValidationError:
+        sound = False
+    else:
+        sound = "/" in repo_id and not repo_id.endswith(".ipynb")
+    if not sound:
         raise ArgumentError(
             f"{repo_id!r} is no Hub repository: it must be owner/name, of letters, digits, '-', '_' and '.'"
         )
@@ -97,7 +109,7 @@ def redact(text: str) -> str:
 
 def has_token(text: str) -> bool:
     """Whether a text holds the token in force, or what looks like one."""
-    return any(token in text for token in _tokens()) or _TOKEN.search(text) is not None
+    return redact(text) != text
 
 
 def _tokens() -> Iterator[str]:
@@ -134,15 +146,12 @@ def attempt(doing: str, work: Callable[[], T], say: Say = quiet) -> T:
             if wait is None:
                 raise
             if wait < 0 or number == TRIES:
-                raise _error(doing, cause) from without_token(problem)
+                status, said = status_of(cause), _explain(doing, cause)
+                refusal = HubError(said) if status is None else RefusedError(said, status)
+                raise refusal from without_token(problem)
             say(f"{doing}: {_short(cause)}; trying again in {wait:g} s ({number} of {TRIES - 1})")
             time.sleep(wait)
     raise AssertionError("unreachable")
-
-
-def _error(doing: str, cause: BaseException) -> HubError:
-    status = status_of(cause)
-    return HubError(explain(doing, cause)) if status is None else RefusedError(explain(doing, cause), status)
 
 
 def without_token(problem: BaseException) -> BaseException | None:
@@ -179,23 +188,23 @@ def _is_connection_problem(problem: BaseException) -> bool:
 
 def _wait(problem: BaseException, number: int) -> float | None:
     """Seconds to wait before the next try; negative: trying again is no use; None: not the Hub's doing."""
-    status = status_of(problem)
-    if status in _PASSING or status in _RACES:
-        asked = _asked(problem)
-        if asked is not None and asked > LONGEST_WAIT:
-            return -1
-        return asked + 1 if asked is not None else min(2.0 ** (number - 1), 30.0)
-    if _is_connection_problem(problem):
-        return min(2.0 ** (number - 1), 30.0)
     from huggingface_hub import errors
 
-    known = (
-        errors.HfHubHTTPError,
-        errors.HFValidationError,
-        errors.LocalTokenNotFoundError,
-        errors.OfflineModeIsEnabled,
-    )
-    return -1 if status is not None or isinstance(problem, known) or _is_refusal(problem) else None
+    status = status_of(problem)
+    if status in _PASSING or status in _RACES:
+        headers = getattr(getattr(problem, "response", None), "headers", {})
+        asked = str(headers.get("retry-after", "")).strip()
+        if asked.isdigit():
+            return float(asked) + 1 if float(asked) <= LONGEST_WAIT else -1
+    elif isinstance(problem, errors.OfflineModeIsEnabled) or not _is_connection_problem(problem):
+        known = (
+            errors.HfHubHTTPError,
+            errors.HFValidationError,
+            errors.LocalTokenNotFoundError,
+            errors.OfflineModeIsEnabled,
+        )
+        return -1 if status is not None or isinstance(problem, known) or _is_refusal(problem) else None
+    return min(2.0 ** (number - 1), 30.0)
 
 
 def _is_refusal(problem: BaseException) -> bool:
@@ -203,16 +212,10 @@ def _is_refusal(problem: BaseException) -> bool:
     return isinstance(problem, ValueError) and str(problem).startswith(("LFS batch API", "Invalid metadata"))
 
 
-def _asked(problem: BaseException) -> float | None:
-    headers = getattr(getattr(problem, "response", None), "headers", {})
-    text = str(headers.get("retry-after", "")).strip()
-    return float(text) if text.isdigit() else None
-
-
 # Words ----------------------------------------------------------------------------------------------------------------
 
 
-def explain(doing: str, problem: BaseException) -> str:
+def _explain(doing: str, problem: BaseException) -> str:
     """One or two sentences: what failed, why, and what to do."""
     return redact(f"{doing[0].upper()}{doing[1:]} failed: {_short(problem)}. {_advice(problem)}")
 

@@ -1,11 +1,14 @@
 """Scores: from the JSON that lm_eval writes to what the Hub and its cards take.
 
-What it is for: `read_results` reads a run's results with its samples, `scores_of` makes one `Score` of each task and
-metric, and `eval_results_files`, `model_index` and `eval_yaml` put them into the Hub's formats. What it does not do: it
-measures nothing, talks to no Hub, and never invents a setting that a result doesn't state.
+What it is for: `read_results` reads a run's results with its samples, `gaps` lists what somebody else would lack to
+rerun it, `scores_of` makes one `Score` of each task and metric, and `eval_results_files`, `model_index` and `eval_yaml`
+put them into the Hub's formats. What it does not do: it measures nothing, talks to no Hub, and never invents a setting
+that a result doesn't state.
 
-The one idea: the Hub's formats know a data set and a value but no retrieval, so the setting (k, retriever, prompt,
-corpus) is written into ``notes`` and its fingerprint into the file's name. One variant is one file; two can't collide.
+Two ideas. The Hub's formats know a data set and a value but no retrieval, so the setting (k, retriever, prompt, corpus)
+is written into ``notes`` and its fingerprint into the file's name: one variant is one file, and two can't collide. And
+a fingerprint says whether two things are the same, but gives nothing to anybody: whatever was scored with must also
+have a place where others get it, a Hub repository at a commit or this package.
 """
 
 from __future__ import annotations
@@ -14,28 +17,39 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
 from lm_eval_kinject.errors import ArgumentError, PublishError
+from lm_eval_kinject.hub.client import listed
 from lm_eval_kinject.provenance import fingerprint
 
 __all__ = [
-    "FRAMEWORKS",
+    "BUNDLED_CORPUS",
+    "HUB_CORPUS",
     "Results",
     "Score",
+    "check_benchmarks",
+    "complete",
     "eval_results_files",
     "eval_yaml",
-    "check_benchmarks",
+    "gaps",
     "interval",
     "latest",
+    "merge_scores",
     "model_index",
     "parse_benchmarks",
     "read_results",
     "scores_of",
 ]
+
+HUB_CORPUS, BUNDLED_CORPUS = "Hub dataset ", "bundled corpus "
+"""How the source of a corpus starts that others can get; the rest is a name."""
 
 FRAMEWORKS = frozenset(
     "exgentic inspect-ai math-arena mteb olmocr-bench harbor archipelago apex-evals screenspot-pro swe-bench "
@@ -46,7 +60,9 @@ FRAMEWORKS = frozenset(
 as of summer 2026. lm-evaluation-harness is not among them."""
 
 _SHARES = ("acc", "acc_norm", "exact_match", "em", "pass@1")  # means of zeros and ones
+_PROMPT = ("query", "placement", "order", "fusion")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -95,60 +111,127 @@ def _read(file: Path) -> Results:
         raise PublishError(f"{file.name} is no JSON: it isn't a results file of lm_eval.") from problem
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict) or "configs" not in data:
         raise PublishError(f"{file.name} isn't a results file of lm_eval: it has no `results` and `configs`.")
-    found = Results(file, data)
-    samples = {}
-    for task in data["configs"]:
-        sample = file.with_name(f"samples_{task}_{found.moment}.jsonl")
-        if sample.is_file():
-            samples[task] = sample
-    return Results(file, data, samples)
+    moment = Results(file, data).moment
+    samples = {task: file.with_name(f"samples_{task}_{moment}.jsonl") for task in data["configs"]}
+    return Results(file, data, {task: sample for task, sample in samples.items() if sample.is_file()})
+
+
+# Whether somebody else could rerun it ---------------------------------------------------------------------------------
+
+
+def complete(paths: Iterable[str | Path], *, samples: bool) -> list[Results]:
+    """Reads results, and refuses those that nobody could rerun.
+
+    Raises:
+        PublishError: as `read_results`, or listing all `gaps`.
+    """
+    found = [one for path in paths for one in read_results(path)]
+    problems = [f"{one.file.name}: {gap}" for one in found for gap in gaps(one, samples=samples)]
+    if problems:
+        headline = "These results don't say everything that a rerun needs; nothing was sent. Missing:"
+        raise PublishError(listed(headline, problems))
+    return found
+
+
+def gaps(results: Results, *, samples: bool) -> list[str]:
+    """What a result lacks before somebody else can rerun it, in words; empty where nothing is missing.
+
+    Whether what is named is still there isn't asked.
+
+    Args:
+        results: as read.
+        samples: whether the samples of every task must be there.
+    """
+    kinject, data = results.kinject, results.data
+    if not kinject:
+        return ["config.kinject: score with --model rag-hf (k=0 is lm_eval's hf to the bit), which notes what was used"]
+    found = []
+    for part in ("model", "peft", "delta", "tokenizer"):
+        named = kinject.get(part) or {}
+        if part in kinject and not named.get("commit"):
+            remedy = "push it (`kinject push`) and score it by its Hub id"
+            found.append(f"kinject.{part}.commit: {named.get('name')} has none; {remedy}")
+    found += [] if "model" in kinject else ["kinject.model: which model was scored"]
+    found += _retrieval_gaps(kinject) if kinject.get("k") else []
+    for name in ("lm_eval_version", "date", "n-samples", "versions"):
+        found += [] if data.get(name) else [f"{name}: written by lm_eval; has the file been edited?"]
+    if not (kinject.get("environment") or {}).get("packages"):
+        found.append("kinject.environment.packages")
+    for task, n in (data.get("n-samples") or {}).items():
+        if n.get("effective") != n.get("original"):
+            found.append(f"all questions of {task}: it was run with --limit; run it without")
+        if samples and task not in results.samples:
+            found.append(f"the samples of {task}: run with --log_samples and leave the files side by side")
+    return found
+
+
+def _retrieval_gaps(kinject: Mapping[str, Any]) -> list[str]:
+    corpora, retrievers = kinject.get("corpora") or (), kinject.get("retrievers") or ()
+    found = [] if corpora else ["kinject.corpora: which corpus was searched"]
+    found += [] if retrievers else ["kinject.retrievers: what searched it"]
+    for kind, listed_ones, place_gaps in (
+        ("corpora", corpora, _corpus_gaps),
+        ("retrievers", retrievers, _encoder_gaps),
+    ):
+        for one in listed_ones:
+            place = f"kinject.{kind}.{one.get('name')}"
+            found += [] if one.get("fingerprint") else [f"{place}.fingerprint"]
+            found += place_gaps(place, one)
+    return found + [f"kinject.prompt.{name}" for name in _PROMPT if name not in (kinject.get("prompt") or {})]
+
+
+def _corpus_gaps(place: str, corpus: Mapping[str, Any]) -> list[str]:
+    source = str(corpus.get("source") or "")
+    if source.startswith(BUNDLED_CORPUS) or (source.startswith(HUB_CORPUS) and _is_commit(corpus.get("revision"))):
+        return []
+    if source.startswith(HUB_CORPUS):
+        return [f"{place}.revision: no commit of that data set; score with corpus=OWNER/NAME@COMMIT"]
+    push = "push it (`kinject push FOLDER --as dataset`) and score with corpus=OWNER/NAME"
+    return [f"{place}: nobody else has it ({source or 'its source is not said'}); {push}"]
+
+
+def _encoder_gaps(place: str, retriever: Mapping[str, Any]) -> list[str]:
+    """Of the models that embed; retrievers without any, such as bm25, come with this package."""
+    encoder = retriever.get("encoder") or {}
+    local = {
+        str(model.get("folder") or model.get("repo") or "a model")
+        for model in (encoder.get("query_model"), encoder.get("passage_model"))
+        if isinstance(model, Mapping) and "package" not in model and not _is_commit(model.get("commit"))
+    }
+    return [
+        f"{place}.encoder: {name} is on no Hub at a commit; push it and score with its Hub id" for name in sorted(local)
+    ]
+
+
+def _is_commit(revision: Any) -> bool:
+    return isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class Score:
-    """One number of one run.
+    """One number of one run."""
 
-    Attributes:
-        task: lm_eval's name.
-        metric: without filter ("acc").
-        value, stderr: as lm_eval has them; ``stderr`` None where there is none.
-        n: questions scored.
-        shots: few-shot examples.
-        subject: what was scored: the adapter's (or delta's) name if there was one, else the model's (Hub id, or folder
-            name).
-        subject_commit: of the Hub; None for a folder.
-        model: the base.
-        has_adapter: whether ``subject`` is an adapter (or delta) on ``model``.
-        k: chunks in the prompt.
-        setting: everything about retrieval, prompt and how the weights were read, plain; its fingerprint names the
-            variant.
-        dataset, config, split: of the questions.
-        date: ISO 8601, UTC.
-        limited: whether only a part of the questions was scored (``--limit``).
-        subject_fingerprint: of a folder that was scored; None for the Hub.
-    """
-
-    task: str
-    metric: str
-    value: float
-    stderr: float | None
-    n: int | None
-    shots: int | None
-    subject: str
-    subject_commit: str | None
-    model: str
-    has_adapter: bool
-    k: int
-    setting: Mapping[str, Any]
-    dataset: str
-    config: str | None
-    split: str | None
-    date: str | None
-    limited: bool = False
-    subject_fingerprint: str | None = None
+    task: str = Field(description="lm_eval's name")
+    metric: str = Field(description="without filter where that is none: acc")
+    value: float = Field(description="as lm_eval has it")
+    stderr: float | None = Field(description="likewise; None where there is none")
+    n: int | None = Field(description="questions scored")
+    shots: int | None = Field(description="few-shot examples")
+    subject: str = Field(description="what was scored: adapter or delta if there was one, else model; Hub id or folder")
+    subject_commit: str | None = Field(description="of the Hub; None for a folder")
+    model: str = Field(description="the base")
+    has_adapter: bool = Field(description="whether subject is an adapter (or delta) on model")
+    k: int = Field(description="chunks in the prompt")
+    setting: dict[str, Any] = Field(description="retrieval, prompt and loading; its fingerprint names the variant")
+    dataset: str = Field(description="of the questions")
+    config: str | None = Field(description="likewise")
+    split: str | None = Field(description="likewise")
+    date: str | None = Field(description="ISO 8601, UTC")
+    limited: bool = Field(default=False, description="whether only a part was scored (--limit)")
+    subject_fingerprint: str | None = Field(default=None, description="of a folder that was scored; None for the Hub")
 
     @property
     def variant(self) -> str:
@@ -169,25 +252,13 @@ class Score:
         parts = [f"k={self.k}"]
         if self.k:
             parts += [f"retriever={setting['retriever']}"]
-            parts += [f"{key}={value}" for key, value in sorted(setting["prompt"].items()) if key in _TOLD]
+            parts += [f"{key}={value}" for key, value in sorted(setting["prompt"].items()) if key in _PROMPT]
             parts += [f"corpus={name}@{digest[:12]}" for name, digest in sorted(setting["corpora"].items())]
         parts += self.how
         parts += [f"{self.shots}-shot"] if self.shots is not None else []
         parts += [f"chat template {setting['chat_template'][:12]}"] if setting.get("chat_template") else []
         parts += [f"lm_eval {setting['lm_eval']}", f"metric={self.metric}", f"variant {self.variant}"]
         return ", ".join(parts)
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
-
-    @classmethod
-    def from_plain(cls, data: Mapping[str, Any]) -> Score:
-        """The reverse of `plain`."""
-        return cls(**data)
-
-
-_TOLD = ("query", "placement", "order", "fusion")
 
 
 def _slug(text: str) -> str:
@@ -196,51 +267,53 @@ def _slug(text: str) -> str:
 
 def scores_of(results: Results) -> list[Score]:
     """One score for each task and metric of a run, groups included; ties to settings that the run states."""
-    data, found = results.data, []
-    for task, numbers in data["results"].items():
-        setting = _setting(results, task)
+    found = []
+    for task, numbers in results.data["results"].items():
+        about = _about(results, task)
         for key, value in numbers.items():
             metric, comma, name = key.partition(",")
-            if not comma or metric.endswith("_stderr") or isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if not math.isfinite(value):
+            if not comma or metric.endswith("_stderr") or not _is_finite(value):
                 continue  # "could not be scored" is no score
             stderr = numbers.get(f"{metric}_stderr,{name}")
             found.append(
-                _score(results, task, metric if name == "none" else f"{metric},{name}", value, stderr, setting)
+                Score(
+                    metric=metric if name == "none" else f"{metric},{name}",
+                    value=float(value),
+                    stderr=float(stderr) if _is_finite(stderr) else None,
+                    **about,
+                )
             )
     return found
 
 
-def _score(results: Results, task: str, metric: str, value: float, stderr: Any, setting: Mapping[str, Any]) -> Score:
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _about(results: Results, task: str) -> dict[str, Any]:
+    """What a score says beside its number."""
     data, kinject = results.data, results.kinject
     config = data["configs"].get(task) or {}
     counts = (data.get("n-samples") or {}).get(task) or {}
     model, adapter = kinject.get("model") or {}, kinject.get("peft") or kinject.get("delta") or {}
-    subject = adapter or model
-    date = data.get("date")
-    return Score(
-        task=task,
-        metric=metric,
-        value=float(value),
-        stderr=float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None,
-        n=counts.get("effective"),
-        shots=(data.get("n-shot") or {}).get(task),
-        subject=str(subject.get("name") or data.get("model_name") or "unknown"),
-        subject_commit=subject.get("commit"),
-        model=str(model.get("name") or data.get("model_name") or "unknown"),
-        has_adapter=bool(adapter),
-        k=int(kinject.get("k") or 0),
-        setting=setting,
-        dataset=str(config.get("dataset_path") or task),
-        config=config.get("dataset_name"),
-        split=config.get("test_split") or config.get("validation_split"),
-        date=None
-        if not isinstance(date, int | float)
-        else datetime.fromtimestamp(date, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        limited=counts.get("effective") != counts.get("original"),
-        subject_fingerprint=subject.get("fingerprint"),
-    )
+    subject, date = adapter or model, data.get("date")
+    return {
+        "task": task,
+        "n": counts.get("effective"),
+        "shots": (data.get("n-shot") or {}).get(task),
+        "subject": str(subject.get("name") or data.get("model_name") or "unknown"),
+        "subject_commit": subject.get("commit"),
+        "subject_fingerprint": subject.get("fingerprint"),
+        "model": str(model.get("name") or data.get("model_name") or "unknown"),
+        "has_adapter": bool(adapter),
+        "k": int(kinject.get("k") or 0),
+        "setting": _setting(results, task),
+        "dataset": str(config.get("dataset_path") or task),
+        "config": config.get("dataset_name"),
+        "split": config.get("test_split") or config.get("validation_split"),
+        "date": f"{datetime.fromtimestamp(date, timezone.utc):%Y-%m-%dT%H:%M:%SZ}" if date else None,
+        "limited": counts.get("effective") != counts.get("original"),
+    }
 
 
 def _setting(results: Results, task: str) -> dict[str, Any]:
@@ -276,6 +349,11 @@ def latest(scores: Iterable[Score]) -> list[Score]:
         if key not in found or (score.date or "") >= (found[key].date or ""):
             found[key] = score
     return list(found.values())
+
+
+def merge_scores(old: Iterable[Score], new: Iterable[Score]) -> list[Score]:
+    """All scores, later ones in the place of earlier ones about the same thing; in a fixed order."""
+    return sorted(latest((*old, *new)), key=lambda s: (s.task, s.metric, s.subject, s.variant))
 
 
 def interval(score: Score) -> tuple[float, float] | None:

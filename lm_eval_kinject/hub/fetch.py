@@ -22,19 +22,8 @@ from lm_eval_kinject.hub.client import without_token
 
 __all__ = ["Snapshot", "fetch_snapshot"]
 
-# Copies of the same weights for other runtimes.
-_OTHER_RUNTIMES = (
-    "onnx/*",
-    "openvino/*",
-    "coreml/*",
-    "*.onnx",
-    "*.h5",
-    "*.msgpack",
-    "*.ot",
-    "*.gguf",
-    "*.mlmodel",
-    "*.ckpt",
-)
+_OTHER_RUNTIMES = "onnx/* openvino/* coreml/* *.onnx *.h5 *.msgpack *.ot *.gguf *.mlmodel *.ckpt".split()
+"""Copies of the same weights for other runtimes."""
 
 _TRANSPORT = {"huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3"}
 
@@ -71,74 +60,59 @@ def fetch_snapshot(
     Raises:
         KinjectError: (as ``error``) when it can't be reached, doesn't exist, is gated, or the disk is full.
     """
-    if kind == "model" and patterns is None:
-        snapshot = _download(repo_id, kind, revision, None, [*_OTHER_RUNTIMES, "*.bin"], error, offline_advice)
-        if any(snapshot.path.rglob("*.safetensors")):
-            return snapshot
-        # Older repositories have pickled weights only; transformers reads them with weights_only.
-        return _download(repo_id, kind, snapshot.commit, None, list(_OTHER_RUNTIMES), error, offline_advice)
-    return _download(repo_id, kind, revision, patterns, None, error, offline_advice)
+
+    def download(revision: str | None, ignore: Sequence[str] | None) -> Snapshot:
+        from huggingface_hub import snapshot_download
+
+        allow = None if patterns is None else list(patterns)
+        try:
+            folder = snapshot_download(
+                repo_id, repo_type=kind, revision=revision, allow_patterns=allow, ignore_patterns=ignore
+            )
+        except Exception as problem:
+            said = _explain(problem, kind, repo_id, revision, offline_advice)
+            if said is None:
+                raise
+            raise error(said.strip()) from without_token(problem)
+        return Snapshot(Path(folder), repo_id, Path(folder).name)
+
+    if kind != "model" or patterns is not None:
+        return download(revision, None)
+    snapshot = download(revision, [*_OTHER_RUNTIMES, "*.bin"])
+    if any(snapshot.path.rglob("*.safetensors")):
+        return snapshot
+    # Older repositories have pickled weights only; transformers reads them with weights_only.
+    return download(snapshot.commit, _OTHER_RUNTIMES)
 
 
-def _download(
-    repo_id: str,
-    kind: Literal["model", "dataset"],
-    revision: str | None,
-    allow: Sequence[str] | None,
-    ignore: Sequence[str] | None,
-    error: type[KinjectError],
-    advice: str,
-) -> Snapshot:
-    from huggingface_hub import errors as hub_errors
-    from huggingface_hub import snapshot_download
+def _explain(problem: Exception, kind: str, repo_id: str, revision: str | None, advice: str) -> str | None:
+    """What went wrong and what to do; None where neither the Hub, the network nor the disk is to blame."""
+    from huggingface_hub import errors
 
     at = f"{repo_id}@{revision}" if revision else repo_id
-    try:
-        folder = snapshot_download(
-            repo_id,
-            repo_type=kind,
-            revision=revision,
-            allow_patterns=None if allow is None else list(allow),
-            ignore_patterns=None if ignore is None else list(ignore),
-        )
-    except hub_errors.GatedRepoError as problem:
-        raise error(
+    if isinstance(problem, errors.GatedRepoError):
+        return (
             f"The {kind} {at} is gated: accept its terms on its Hub page and log in with `hf auth login` (or set "
-            f"HF_TOKEN). {advice}".strip()
-        ) from without_token(problem)
-    except hub_errors.RevisionNotFoundError as problem:
-        raise error(
-            f"The {kind} {repo_id} has no revision {revision!r}: give a commit, tag or branch of it."
-        ) from without_token(problem)
-    except hub_errors.RepositoryNotFoundError as problem:
-        raise error(
+            f"HF_TOKEN). {advice}"
+        )
+    if isinstance(problem, errors.RevisionNotFoundError):
+        return f"The {kind} {repo_id} has no revision {revision!r}: give a commit, tag or branch of it."
+    if isinstance(problem, errors.RepositoryNotFoundError):
+        return (
             f"The Hub has no {kind} {repo_id!r} (or it is private and you are not logged in): check the spelling, or "
-            f"run `hf auth login`. {advice}".strip()
-        ) from without_token(problem)
-    except hub_errors.HFValidationError as problem:
-        text = f"{repo_id!r} is not a Hub id: it must be `owner/name`. {advice}".strip()
-        raise error(text) from without_token(problem)
-    except Exception as problem:
-        if not _is_transport(problem):
-            raise
-        raise error(_unreachable(kind, at, problem, advice)) from without_token(problem)
-    path = Path(folder)
-    return Snapshot(path, repo_id, path.name)
-
-
-def _is_transport(problem: Exception) -> bool:
-    """Whether the network, the Hub's client or the disk failed (the client's HTTP library changes between releases)."""
-    return isinstance(problem, OSError) or type(problem).__module__.partition(".")[0] in _TRANSPORT
-
-
-def _unreachable(kind: str, at: str, problem: BaseException, advice: str) -> str:
+            f"run `hf auth login`. {advice}"
+        )
+    if isinstance(problem, errors.HFValidationError):
+        return f"{repo_id!r} is not a Hub id: it must be `owner/name`. {advice}"
+    # The client's HTTP library changes between releases.
+    if not isinstance(problem, OSError) and type(problem).__module__.partition(".")[0] not in _TRANSPORT:
+        return None
     if isinstance(problem, OSError) and problem.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}:
         return f"The {kind} {at} could not be saved: {problem.strerror} (set HF_HOME to a disk with room)."
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
     why = "HF_HUB_OFFLINE is set" if offline else "no answer from the Hub"
-    repo_id, _, revision = at.partition("@")
     options = (" --repo-type dataset" if kind == "dataset" else "") + (f" --revision {revision}" if revision else "")
     return (
         f"The {kind} {repo_id} can't be reached ({why}) and is not, or not whole, in the local Hub cache. Where there "
         f"is a network, fetch it once with `hf download {repo_id}{options}`. {advice}"
-    ).strip()
+    )

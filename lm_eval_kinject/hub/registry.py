@@ -24,8 +24,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lm_eval_kinject.errors import ModelError, PublishError
-from lm_eval_kinject.hub.content import PICKLED, fingerprint_model, is_pickle, tensor_shapes
+from lm_eval_kinject.errors import ModelError
+from lm_eval_kinject.hub.client import listed
+from lm_eval_kinject.hub.content import PICKLED, fingerprint_model, is_pickle, tensor_problems
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.plugin import adapters_dir, assets_dir
 from lm_eval_kinject.provenance import fingerprint_file
@@ -157,15 +158,21 @@ def records() -> dict[str, Record]:
 def read_record(file: Path) -> Record:
     """Reads and checks one record; errors as `records`."""
     try:
-        record = Record.model_validate(yaml.safe_load(file.read_bytes()))
+        record = make_record(yaml.safe_load(file.read_bytes()), f"The record {file.name} can't be used:")
     except yaml.YAMLError as problem:
         raise ModelError(f"The record {file.name} is no YAML: {problem}") from problem
-    except ValidationError as problem:
-        wrong = [f"  - {'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in problem.errors()]
-        raise ModelError("\n".join([f"The record {file.name} can't be used:", *wrong])) from problem
     if record.name != file.stem:
         raise ModelError(f"The record {file.name} names itself {record.name!r}: file and name must be the same.")
     return record
+
+
+def make_record(plain: Any, headline: str) -> Record:
+    """A record of plain values; all that is wrong with them is in a `ModelError` under this headline."""
+    try:
+        return Record.model_validate(plain)
+    except ValidationError as problem:
+        wrong = (f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in problem.errors())
+        raise ModelError(listed(headline, wrong)) from problem
 
 
 def find_record(name: str) -> tuple[Record, Path]:
@@ -231,15 +238,8 @@ def resolve(name: str) -> ResolvedAdapter:
     problems = [*file_problems(record, folder), *reader_problems(record)]
     if problems:
         raise ModelError(refusal(record, problems))
-    return ResolvedAdapter(
-        name=record.name,
-        path=folder,
-        repo=record.repo,
-        revision=record.revision,
-        adapter=record.adapter,
-        base=record.base.name,
-        base_revision=record.base.revision,
-    )
+    base = record.base
+    return ResolvedAdapter(record.name, folder, record.repo, record.revision, record.adapter, base.name, base.revision)
 
 
 def check_base(resolved: ResolvedAdapter, pretrained: str | None) -> None:
@@ -277,15 +277,10 @@ def folder_of(record: Record, registry: Path) -> Path:
         record.repo,
         kind="model",
         revision=record.revision,
-        patterns=sorted(map(_literally, record.files)),
+        patterns=sorted(re.sub(r"([*?\[])", r"[\1]", path) for path in record.files),  # each means only itself
         error=ModelError,
         offline_advice=f"The record of {record.name} pins this revision; if it is gone, the repository was rewritten.",
     ).path
-
-
-def _literally(path: str) -> str:
-    """A file name as a pattern that means only itself."""
-    return re.sub(r"([*?\[])", r"[\1]", path)
 
 
 def file_problems(record: Record, folder: Path) -> list[str]:
@@ -298,7 +293,7 @@ def file_problems(record: Record, folder: Path) -> list[str]:
         elif file.stat().st_size != wanted.size or fingerprint_file(file) != wanted.sha256:
             problems.append(f"{path} is not the file that was registered (its digest differs)")
         elif path.endswith(".safetensors"):
-            problems += _weights_problems(file, path)
+            problems += tensor_problems(path, file)
         elif is_pickle(file):
             problems.append(f"{path} is pickled: whoever loads it runs its code")
     return problems
@@ -317,15 +312,7 @@ def reader_problems(record: Record) -> list[str]:
     return [f"it was trained on another edition of the embedded reader ({editions}): install its release"]
 
 
-def _weights_problems(file: Path, path: str) -> list[str]:
-    try:
-        tensor_shapes(file)
-    except PublishError as problem:
-        return [f"{path}: {problem}"]
-    return []
-
-
 def refusal(record: Record, problems: list[str]) -> str:
     """What is wrong with an adapter, for an error."""
     where = f"{record.repo}@{record.revision}" if record.repo else "of this package"
-    return "\n".join([f"The adapter {record.name} ({where}) is refused:", *(f"  - {p}" for p in problems)])
+    return listed(f"The adapter {record.name} ({where}) is refused:", problems)

@@ -15,43 +15,34 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lm_eval_kinject.errors import HubError, PublishError
-from lm_eval_kinject.hub.cards import CardFacts
-from lm_eval_kinject.hub.client import RefusedError, Say, attempt, check_repo_id, open_hub, quiet
-from lm_eval_kinject.hub.completeness import gaps
+from lm_eval_kinject.hub.cards import FILE, CardFacts, parse_run, with_page
+from lm_eval_kinject.hub.client import Say, check_repo_id, listed, quiet
 from lm_eval_kinject.hub.content import Content, local_paths
 from lm_eval_kinject.hub.eval_results import (
     Results,
     Score,
     check_benchmarks,
+    complete,
     eval_results_files,
     latest,
     model_index,
-    read_results,
     scores_of,
 )
-from lm_eval_kinject.hub.publish import Make, Plan, Published, Remote, look, publish, read_remote
-from lm_eval_kinject.hub.push import weights_at, weights_of, with_record
-from lm_eval_kinject.hub.run import FILE, parse_run
+from lm_eval_kinject.hub.publish import Plan, Published, Remote, look, publish, who_am_i
+from lm_eval_kinject.hub.push import card_with_configs, weights_at
 from lm_eval_kinject.provenance import fingerprint
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from lm_eval_kinject.hub.publish import Options
+
 __all__ = ["submit_results", "submit_scores", "submitted_name"]
-
-
-def _complete(paths: Sequence[str | Path], *, samples: bool) -> list[Results]:
-    """Reads results and refuses those that nobody could rerun."""
-    found = [one for path in paths for one in read_results(path)]
-    problems = [f"{one.file.name}: {gap}" for one in found for gap in gaps(one, samples=samples)]
-    if problems:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise PublishError(
-            f"These results don't say everything that a rerun needs; nothing was sent. Missing:\n{lines}"
-        )
-    return found
 
 
 # Scores to a model ----------------------------------------------------------------------------------------------------
@@ -63,9 +54,7 @@ def submit_scores(
     *,
     benchmarks: Mapping[str, str] | None = None,
     source: str | None = None,
-    pull_request: bool | None = None,
-    dry_run: bool = False,
-    say: Say = quiet,
+    **options: Unpack[Options],
 ) -> Published | Plan:
     """Adds scores to a model repository: ``.eval_results/`` for benchmarks, ``model-index`` for all, and the card.
 
@@ -74,16 +63,15 @@ def submit_scores(
         repo_id: the model that was scored.
         benchmarks: task -> ``dataset id#task id``; in addition to data sets that the Hub knows as benchmarks.
         source: address of the full results, for the attribution (see `submit_results`).
-        pull_request: None: a pull request where one may not write to the repository.
-        dry_run: change nothing and return the plan.
-        say: hears what is being done, and what a leaderboard will do with it.
+        options: see `Options`; by default a pull request where one may not write to the repository.
 
     Raises:
         PublishError: the provenance is incomplete, no score is of this model, or of weights that it doesn't have now.
         HubError: the Hub refuses or can't be reached.
     """
+    say, benchmarks = options.get("say", quiet), benchmarks or {}
     check_repo_id(repo_id)
-    scores = latest(score for one in _complete(paths, samples=False) for score in scores_of(one))
+    scores = latest(score for one in complete(paths, samples=False) for score in scores_of(one))
     ours = [score for score in scores if score.subject == repo_id]
     if not ours:
         subjects = ", ".join(sorted({score.subject for score in scores})) or "nothing"
@@ -94,78 +82,28 @@ def submit_scores(
     if remote is None:
         raise HubError(f"There is no model {repo_id} on the Hub (or you may not see it): check the name.")
     scored = {s.subject_commit: weights_at(repo_id, str(s.subject_commit), say) for s in ours}
-    check_benchmarks(benchmarks or {}, ours)
-    unnamed = [score for score in ours if score.task not in (benchmarks or {})]
-    known = {**_benchmarks(unnamed, say), **(benchmarks or {})}
-    user = attempt("asking who you are", lambda: str(open_hub().whoami()["name"]), say)
-    files = eval_results_files(ours, known, source=source, user=user)
+    check_benchmarks(benchmarks, ours)
+    known = {**_benchmarks((score for score in ours if score.task not in benchmarks), say), **benchmarks}
+    files = eval_results_files(ours, known, source=source, user=str(who_am_i(say)["name"]))
 
     def make(there: Remote | None) -> Content:
         if there is None:
             raise HubError(f"{repo_id} has gone meanwhile.")
-        _refuse_other_weights(scored, there, repo_id)
-        _refuse_collisions(files, there, repo_id, say)
-        return _scored(repo_id, there, ours, scores, say).with_files(files)
+        _refuse_other_weights(scored, there)
+        _refuse_collisions(files, there, say)
+        return _scored(there, ours, scores, say).with_files(files)
 
     _tell(make(remote), files, known, ours, say)
     variants = ", ".join(sorted({f"{s.task} {s.variant}" for s in ours}))
-    return _deliver(
+    return publish(
         make,
         repo_id,
         kind="model",
         message=f"Add scores of {ours[0].task}" + (" and others" if len({s.task for s in ours}) > 1 else ""),
         description=f"Scored with lm-evaluation-harness and lm-eval-kinject: {variants}.",
         word=f"scores {variants}",
-        pull_request=pull_request,
-        dry_run=dry_run,
-        say=say,
+        **_by_default_where_one_may_write(options),
     )
-
-
-def _deliver(
-    make: Make,
-    repo_id: str,
-    *,
-    kind: Literal["model", "dataset"],
-    message: str,
-    word: str,
-    pull_request: bool | None,
-    dry_run: bool,
-    say: Say,
-    description: str = "",
-    public: bool = False,
-) -> Published | Plan:
-    """Publishes, or plans it: directly, or as a pull request where that was asked for or must be."""
-    request = pull_request if pull_request is not None else not _may_write(repo_id)
-
-    def go(request: bool) -> Published | Plan:
-        return publish(
-            make,
-            repo_id,
-            kind=kind,
-            message=message,
-            description=description,
-            public=public,
-            pull_request=word if request else None,
-            dry_run=dry_run,
-            say=say,
-        )
-
-    try:
-        return go(request)
-    except RefusedError as problem:
-        # A member of an organisation may be one who only reads; who may write is for the Hub to say.
-        if problem.status != 403 or pull_request is not None or request or look(repo_id, kind, say=say) is None:
-            raise
-    say(f"you may not commit to {repo_id}: opening a pull request instead")
-    return go(True)
-
-
-def _may_write(repo_id: str) -> bool:
-    """Whether a direct commit is worth a try: to what is one's own, or an organisation's that one doesn't just read."""
-    me = attempt("asking who you are", lambda: open_hub().whoami(), quiet)
-    orgs = {org.get("name") for org in me.get("orgs") or [] if org.get("roleInOrg") != "read"}
-    return repo_id.split("/")[0] in {me["name"], *orgs}
 
 
 def _benchmarks(scores: Iterable[Score], say: Say) -> dict[str, str]:
@@ -181,7 +119,7 @@ def _benchmarks(scores: Iterable[Score], say: Say) -> dict[str, str]:
             remote = look(score.dataset, "dataset", say=say)
         except HubError:
             continue  # a local folder that looks like an id, or one that isn't for us: no benchmark then
-        data = read_remote(score.dataset, "dataset", "eval.yaml", remote, say)
+        data = remote.read("eval.yaml", say) if remote is not None else None
         wanted = (score.config or "default", score.split or "test")
         fitting = [t for t in _tasks(data) if (t.get("config", "default"), t.get("split", "test")) == wanted]
         named = [t for t in fitting if t["id"] == score.task] or fitting
@@ -203,28 +141,28 @@ def _tasks(eval_yaml: bytes | None) -> list[Mapping[str, Any]]:
     return [t for t in listed if isinstance(t, Mapping) and t.get("id")] if isinstance(listed, list) else []
 
 
-def _scored(repo_id: str, remote: Remote, ours: Sequence[Score], scores: Sequence[Score], say: Say) -> Content:
+def _scored(remote: Remote, ours: Sequence[Score], scores: Sequence[Score], say: Say) -> Content:
     """The card (and, in a repository of ours, the record) with the scores in it."""
-    record = read_remote(repo_id, "model", FILE, remote, say)
-    run = parse_run(record, f"{repo_id}/{FILE}") if record is not None else None
-    if run is not None and run.published:
-        facts = {k: v for k, v in run.published.items() if k != "files"}
-        card = CardFacts(**{**facts, "repo_id": repo_id, "subjects": tuple(facts.get("subjects") or ())})
-        return with_record(Content({FILE: record or b""}), run, card, scores, remote, say, keep_files=True)
-    return Content({"README.md": _card_with_index(repo_id, remote, ours, say)})
+    record = remote.read(FILE, say)
+    run = parse_run(record, f"{remote.repo_id}/{FILE}") if record is not None else None
+    if record is not None and run is not None and run.published:
+        facts = {**run.published, "repo_id": remote.repo_id}
+        card = CardFacts(**{key: value for key, value in facts.items() if key != "files"})
+        return with_page(Content({FILE: record}), run, card, scores, remote, say)
+    return Content({"README.md": _card_with_index(remote, ours, say)})
 
 
-def _card_with_index(repo_id: str, remote: Remote, ours: Sequence[Score], say: Say) -> bytes:
+def _card_with_index(remote: Remote, ours: Sequence[Score], say: Say) -> bytes:
     """Somebody else's card with our entries in its ``model-index``; all others stay, text and order too."""
     from huggingface_hub import ModelCard
 
-    old = read_remote(repo_id, "model", "README.md", remote, say)
-    card = ModelCard((old or f"---\n---\n# {repo_id.split('/')[1]}\n".encode()).decode("utf-8"))
+    name = remote.repo_id.split("/")[1]
+    card = ModelCard((remote.read("README.md", say) or f"---\n---\n# {name}\n".encode()).decode("utf-8"))
     entries = model_index(ours)
     new = {_entry_key(entry) for entry in entries}
     kept = [entry for entry in card.data.get("eval_results") or [] if _entry_key(entry) not in new]
     card.data["eval_results"] = [*kept, *entries]
-    card.data["model_name"] = card.data.get("model_name") or repo_id.split("/")[1]
+    card.data["model_name"] = card.data.get("model_name") or name
     return str(card).encode()
 
 
@@ -232,26 +170,27 @@ def _entry_key(entry: Any) -> tuple[Any, ...]:
     return entry.dataset_type, entry.dataset_config, entry.dataset_split, entry.metric_type, entry.metric_name
 
 
-def _refuse_other_weights(scored: Mapping[str | None, Mapping[str, str] | None], there: Remote, repo_id: str) -> None:
+def _by_default_where_one_may_write(options: Options) -> Options:
+    return {"pull_request": None, **options}
+
+
+def _refuse_other_weights(scored: Mapping[str | None, Mapping[str, str] | None], there: Remote) -> None:
     """A score is of the weights at the commit that was scored; those on the page must be the same."""
-    other = [str(commit)[:12] for commit, weights in scored.items() if weights != weights_of(there)]
+    other = [str(commit)[:12] for commit, weights in scored.items() if weights != there.weights]
     if other:
         raise PublishError(
-            f"These results are of {repo_id} at {', '.join(other)}, and its weights at {there.commit[:12]} are others "
-            "(or that commit is gone). Score the model as it is now."
+            f"These results are of {there.repo_id} at {', '.join(other)}, and its weights at {there.commit[:12]} are "
+            "others (or that commit is gone). Score the model as it is now."
         )
 
 
-def _refuse_collisions(files: Mapping[str, bytes], remote: Remote, repo_id: str, say: Say) -> None:
+def _refuse_collisions(files: Mapping[str, bytes], there: Remote, say: Say) -> None:
     """A file of ``.eval_results`` is replaced by the same variant only, never by another."""
-    for path, data in files.items():
-        if path not in remote.files:
-            continue
-        old = read_remote(repo_id, "model", path, remote, say) or b"[]"
-        notes = {str(entry.get("notes")) for entry in yaml.safe_load(old) or []}
-        mine = yaml.safe_load(data)[0]["notes"]
-        if notes != {mine}:
-            raise PublishError(f"{path} in {repo_id} is of another setting ({', '.join(notes)}): it isn't overwritten.")
+    for path in files.keys() & there.files.keys():
+        notes = {str(entry.get("notes")) for entry in yaml.safe_load(there.read(path, say) or b"[]") or []}
+        if notes != {yaml.safe_load(files[path])[0]["notes"]}:
+            told = ", ".join(notes)
+            raise PublishError(f"{path} in {there.repo_id} is of another setting ({told}): it isn't overwritten.")
 
 
 def _tell(
@@ -271,31 +210,8 @@ def _tell(
 # Results to a data set ------------------------------------------------------------------------------------------------
 
 
-def submitted_name(results: Results) -> str:
-    """The folder of a run in a data set of results: one for each model (or adapter) and variant."""
-    scores = scores_of(results)
-    if not scores:
-        raise PublishError(f"{results.file.name} has no score in it.")
-    # A run's tasks can differ in shots and versions; the run has one name, whatever order they come in.
-    common = {k: v for k, v in scores[0].setting.items() if k not in ("shots", "task_version")}
-    tasks = sorted({(score.task, score.shots or 0) for score in scores})
-    digest = fingerprint([common, tasks])[:8]
-    return f"{_sanitized(scores[0].subject)}__{scores[0].variant.rpartition('-')[0]}-{digest}"
-
-
-def _sanitized(name: str) -> str:
-    return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)  # as lm_eval does
-
-
 def submit_results(
-    paths: Sequence[str | Path],
-    repo_id: str,
-    *,
-    samples: bool = True,
-    public: bool = False,
-    pull_request: bool | None = None,
-    dry_run: bool = False,
-    say: Say = quiet,
+    paths: Sequence[str | Path], repo_id: str, *, samples: bool = True, **options: Unpack[Options]
 ) -> Published | Plan:
     """Adds results and samples to a data set repository, in one commit, in lm_eval's layout.
 
@@ -306,56 +222,57 @@ def submit_results(
         paths: lm_eval's results files or folders.
         repo_id: the data set; made, private, if it isn't there.
         samples: whether samples are required and sent; without, only results are.
-        public: open the repository to everybody.
-        pull_request: None: a pull request where one may not write to the repository.
-        dry_run: change nothing and return the plan.
-        say: hears what is being done.
+        options: see `Options`; by default a pull request where one may not write to the repository.
 
     Raises:
         PublishError: the provenance is incomplete, or a file names a local path.
         HubError: the Hub refuses or can't be reached.
     """
+    say = options.get("say", quiet)
     check_repo_id(repo_id)
-    found = _complete(paths, samples=samples)
+    named = [(submitted_name(one), one) for one in complete(paths, samples=samples)]
     files: dict[str, Path | bytes] = {}
-    for one in found:
-        name = submitted_name(one)
+    for name, one in named:
         files[f"{name}/{one.file.name}"] = _without_places(one, name)
-        if samples:
-            files |= {f"{name}/{file.name}": file for file in one.samples.values()}
+        files |= {f"{name}/{file.name}": file for file in one.samples.values()} if samples else {}
     Content(files).check()
 
     def make(remote: Remote | None) -> Content:
         there = set(remote.files) if remote is not None else set()
-        old = read_remote(repo_id, "dataset", "README.md", remote, say)
+        old = remote.read("README.md", say) if remote is not None else None
         return Content({**files, "README.md": _results_card(repo_id, old, there | set(files))})
 
-    names = sorted({submitted_name(one) for one in found})
-    done = _deliver(
+    names = sorted({name for name, _ in named})
+    done = publish(
         make,
         repo_id,
         kind="dataset",
         message=f"Add results of {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
         word=f"results {', '.join(names)}",
-        pull_request=pull_request,
-        dry_run=dry_run,
-        say=say,
-        public=public,
+        **_by_default_where_one_may_write(options),
     )
-    for name in [] if dry_run else names:
+    for name in [] if isinstance(done, Plan) else names:
         say(f'datasets.load_dataset("{repo_id}", "{name}__results", split="latest")')
     return done
 
 
-_NAMES = {"config_source", "model_name", "model_name_sanitized"}
-"""Where lm_eval notes paths of this disk by itself."""
+def submitted_name(results: Results) -> str:
+    """The folder of a run in a data set of results: one for each model (or adapter) and variant."""
+    scores = scores_of(results)
+    if not scores:
+        raise PublishError(f"{results.file.name} has no score in it.")
+    # A run's tasks can differ in shots and versions; the run has one name, whatever order they come in.
+    common = {k: v for k, v in scores[0].setting.items() if k not in ("shots", "task_version")}
+    tasks = sorted({(score.task, score.shots or 0) for score in scores})
+    digest = fingerprint([common, tasks])[:8]
+    subject = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", scores[0].subject)  # as lm_eval does
+    return f"{subject}__{scores[0].variant.rpartition('-')[0]}-{digest}"
 
 
 def _without_places(results: Results, name: str) -> bytes:
     """A results file in which nothing tells of this disk, under the name that it is submitted as."""
-    score = scores_of(results)[0]
     data = json.loads(json.dumps(dict(results.data)))
-    data |= {"model_name": score.subject, "model_name_sanitized": name}
+    data |= {"model_name": scores_of(results)[0].subject, "model_name_sanitized": name}
     if local_paths(str(data.get("pretty_env_info"))):
         data["pretty_env_info"] = "left out: it named places on a disk"
     for config in data["configs"].values():
@@ -364,19 +281,18 @@ def _without_places(results: Results, name: str) -> bytes:
             config["metadata"]["config_source"] = PurePosixPath(source.replace("\\", "/")).name
     found = _places(data)
     if found:
-        lines = "\n".join(f"  - {where}: {path}" for where, path in found)
-        raise PublishError(
-            f"{results.file.name} names places on this disk; score with Hub ids, or bundled names, instead:\n{lines}"
-        )
+        headline = f"{results.file.name} names places on this disk; score with Hub ids, or bundled names, instead:"
+        raise PublishError(listed(headline, found))
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _places(value: Any, where: str = "") -> list[tuple[str, str]]:
+def _places(value: Any, where: str = "") -> list[str]:
+    """Local paths in plain data, and where they stand."""
     if isinstance(value, Mapping):
         return [hit for key, inner in value.items() for hit in _places(inner, f"{where}.{key}".lstrip("."))]
     if isinstance(value, list):
         return [hit for inner in value for hit in _places(inner, where)]
-    return [(where, path) for path in local_paths(value)] if isinstance(value, str) else []
+    return [f"{where}: {path}" for path in local_paths(value)] if isinstance(value, str) else []
 
 
 _FILE = re.compile(r"(?P<name>[^/]+)/(?:results|samples_(?P<task>.+))_(?P<date>[^_/]+)\.jsonl?")
@@ -384,19 +300,10 @@ _FILE = re.compile(r"(?P<name>[^/]+)/(?:results|samples_(?P<task>.+))_(?P<date>[
 
 def _results_card(repo_id: str, old: bytes | None, paths: Iterable[str]) -> bytes:
     """The card of a data set of results: its configurations follow from the files, whatever stood there before."""
-    from huggingface_hub import DatasetCard
-
-    configs: dict[str, dict[str, str]] = {}
-    for path in sorted(paths):
-        match = _FILE.fullmatch(path)
-        if match:
-            task = re.sub(r"\W", "_", match["task"]) if match["task"] else "results"
-            configs.setdefault(f"{match['name']}__{task}", {})[match["date"]] = path
-    listed = []
-    for config, dates in sorted(configs.items()):
-        files = [{"split": re.sub(r"[^\w.]", "_", date), "path": [path]} for date, path in sorted(dates.items())]
-        listed.append({"config_name": config, "data_files": [*files, {"split": "latest", "path": files[-1]["path"]}]})
+    configs: dict[str, dict[str, str | list[str]]] = {}
+    for match in filter(None, map(_FILE.fullmatch, sorted(paths))):  # later dates come later
+        config = re.sub(r"\W", "_", match["task"]) if match["task"] else "results"
+        configs.setdefault(f"{match['name']}__{config}", {})[re.sub(r"[^\w.]", "_", match["date"])] = [match[0]]
+    with_latest = {name: {**splits, "latest": list(splits.values())[-1]} for name, splits in sorted(configs.items())}
     text = f"---\n---\n# {repo_id.split('/')[1]}\n\nResults of lm-evaluation-harness with lm-eval-kinject.\n"
-    card = DatasetCard(old.decode("utf-8") if old else text)
-    card.data["configs"] = listed
-    return str(card).encode()
+    return card_with_configs(old.decode("utf-8") if old else text, with_latest)

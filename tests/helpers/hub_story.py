@@ -25,8 +25,7 @@ from kinject_trainer.command import train
 from helpers.hub_fixture import TOKEN
 from helpers.local_tasks import ROOT
 from lm_eval_kinject.hub.adapters import add, verify
-from lm_eval_kinject.hub.push import push_model, push_run
-from lm_eval_kinject.hub.push_data import push_dataset
+from lm_eval_kinject.hub.push import push_dataset, push_model, push_run
 from lm_eval_kinject.hub.submit import submit_results, submit_scores
 
 

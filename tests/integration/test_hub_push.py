@@ -17,8 +17,7 @@ from lm_eval_kinject.corpus import load_corpus
 from lm_eval_kinject.errors import ArgumentError, HubError, KinjectError, PublishError
 from lm_eval_kinject.hub.content import fingerprint_model
 from lm_eval_kinject.hub.publish import Plan, Published
-from lm_eval_kinject.hub.push import push_model, push_run
-from lm_eval_kinject.hub.push_data import push_dataset
+from lm_eval_kinject.hub.push import push_dataset, push_model, push_run
 from lm_eval_kinject.models.results import model_identity
 from lm_eval_kinject.plugin import assets_dir
 from lm_eval_kinject.provenance import fingerprint_file

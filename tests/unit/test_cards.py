@@ -16,9 +16,8 @@ from helpers.hub_run import make_results, record
 from huggingface_hub import ModelCard
 
 from lm_eval_kinject.errors import PublishError
-from lm_eval_kinject.hub.cards import CardFacts, render_card, variant_of
+from lm_eval_kinject.hub.cards import CardFacts, Run, parse_run, render_card, variant_of
 from lm_eval_kinject.hub.eval_results import read_results, scores_of
-from lm_eval_kinject.hub.run import Run, parse_run
 
 GOLD = Path(__file__).parents[1] / "gold" / "cards"
 FACTS = CardFacts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,20 +14,20 @@ from hub_server.validation import check_eval_results, check_eval_yaml
 from huggingface_hub import parse_eval_result_entries
 
 from lm_eval_kinject.errors import ArgumentError, PublishError
-from lm_eval_kinject.hub.completeness import gaps
 from lm_eval_kinject.hub.eval_results import (
     Results,
     Score,
     eval_results_files,
     eval_yaml,
+    gaps,
     interval,
     latest,
+    merge_scores,
     model_index,
     parse_benchmarks,
     read_results,
     scores_of,
 )
-from lm_eval_kinject.hub.push import merge_scores
 from lm_eval_kinject.provenance import fingerprint
 
 TASK = "current_events_cloze"
@@ -44,7 +44,7 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert found.stderr == pytest.approx(math.sqrt(0.5 * 0.5 / 7))
     assert (found.subject, found.model, found.has_adapter, found.k) == ("me/a", "me/reader", True, 3)
     assert found.date == "2026-11-21T03:47:07Z"
-    assert Score.from_plain(json.loads(json.dumps(found.plain()))) == found
+    assert Score(**json.loads(json.dumps(asdict(found)))) == found
 
 
 def test_filters_nans_and_aliases(tmp_path: Path) -> None:
