@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,23 +277,23 @@ def _told(run: Run, repo_id: str | None, subject: str | None = None) -> dict[str
         subject: under which name scores are the run's; default: the repository's.
     """
     published = run.published
-    identity = {"revision": run.base.get("commit")} if repo_id else {"fingerprint": run.base.get("fingerprint")}
+    identity = {"revision": run.base.commit} if repo_id else {"fingerprint": run.base.fingerprint}
     scores = [
-        {key: one.get(key) for key in ("task", "metric", "value", "n", "k")}
-        | {"retriever": (one.get("setting") or {}).get("retriever")}
+        {key: getattr(one, key) for key in ("task", "metric", "value", "n", "k")}
+        | {"retriever": one.setting.get("retriever")}
         for one in run.scores
-        if one.get("subject") == (subject or repo_id)
+        if one.subject == (subject or repo_id)
     ]
     return {
         "adapter": run.is_adapter,
-        "base": {"name": published.get("base") or run.base["name"], **identity},
+        "base": {"name": published.get("base") or run.base.name, **identity},
         "corpus": {
-            "name": published.get("corpus") or run.corpus["name"],
-            "revision": published.get("corpus_revision") or run.corpus.get("revision"),
-            "fingerprint": run.corpus["fingerprint"],
+            "name": published.get("corpus") or run.corpus.name,
+            "revision": published.get("corpus_revision") or run.corpus.revision,
+            "fingerprint": run.corpus.fingerprint,
         },
         "recipe": run.recipe_fingerprint,
-        "variant": str(run.recipe["variant"]),
+        "variant": run.recipe.variant,
         "licence": published.get("licence_name") or published.get("licence"),
         "scores": scores,
     }
@@ -301,7 +301,7 @@ def _told(run: Run, repo_id: str | None, subject: str | None = None) -> dict[str
 
 def _made(run: Run, repo_id: str | None, where: Mapping[str, str], files: Mapping[str, Any], name: str) -> Record:
     """The record of a run: what it says of itself, with a name and a place."""
-    summary = f"{run.recipe['variant']} ({run.recipe['method']}) of {run.corpus['name']}"
+    summary = f"{run.recipe.variant} ({run.recipe.method}) of {run.corpus.name}"
     plain = {"name": name, "summary": summary, **where, **_told(run, repo_id, repo_id or name), "files": files}
     return make_record(plain, f"{repo_id or name} can't be registered:")
 
@@ -336,15 +336,15 @@ def bundle(
         ModelError: the record isn't sound, or there is one of this name.
     """
     run = read_run(run_folder)
-    if run.base["name"] != READER:
-        raise PublishError(f"Only runs on the embedded reader come with the package, not one on {run.base['name']}.")
+    if run.base.name != READER:
+        raise PublishError(f"Only runs on the embedded reader come with the package, not one on {run.base.name}.")
     content = collect(run_folder, allowed=_USED)
     content.check()
     source = Path(run_folder).expanduser().resolve().name
     found = [s for path in results for one in read_results(path) for s in scores_of(one) if s.subject in (source, name)]
     check_subjects(found, run_folder)
-    scores = [{**asdict(score), "subject": name} for score in merge_scores((), found)]
-    run = Run({**run.data, "scores": scores, "published": {"licence": licence}})
+    scores = [replace(score, subject=name) for score in merge_scores((), found)]
+    run = run.model_copy(update={"scores": scores, "published": {"licence": licence}})
     files = {path: {"sha256": content.sha256(path), "size": content.size(path)} for path in sorted(content.files)}
     record = _made(run, None, {"folder": name}, files, name)
     target = Path(registry)

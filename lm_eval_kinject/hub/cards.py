@@ -7,27 +7,19 @@ not do: it measures nothing and states nothing that isn't in them; what wasn't m
 The one idea: a card is a pure function of what it is given. No date, no machine, no order of files goes in, so the same
 run has the same card everywhere, and tests compare it with a file (``tests/gold``).
 
-The layout of ``kinject.json`` is known here and nowhere else in this room. What it holds (all parts plain JSON):
-
-    recipe, recipe_fingerprint  every key of the recipe, defaults included
-    base                        name, and identity: a Hub commit (40 digits) or a folder's fingerprint (64)
-    corpus                      as `Corpus.provenance` gives it: name, fingerprint, chunks, licence, revision, …
-    outcome                     learning_rate, updates, tokens, losses, forgetting before and after, parameters
-    environment                 versions and processor
-    published                   added on the Hub: `CardFacts`, and digests of weights, settings and tokenizer (files)
-    scores                      added on the Hub: `Score`, one a number
+The layout of ``kinject.json`` is known here (`Run`) and nowhere else in this room.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from lm_eval_kinject.errors import PublishError
@@ -36,7 +28,6 @@ from lm_eval_kinject.hub.content import USED, Content, matches, to_json
 from lm_eval_kinject.hub.eval_results import Score, interval, merge_scores, model_index
 from lm_eval_kinject.hub.publish import Remote
 from lm_eval_kinject.plugin import adapters_dir
-from lm_eval_kinject.provenance import fingerprint
 
 __all__ = ["FILE", "CardFacts", "Run", "parse_run", "read_run", "render_card", "with_page"]
 
@@ -59,65 +50,75 @@ _ORDER = ("base", "RAG", "this", "this + RAG")
 # A run ----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run says about itself; ``data`` is all of it."""
+_Text = Annotated[str, Field(min_length=1)]
 
-    data: Mapping[str, Any]
 
-    @property
-    def recipe(self) -> Mapping[str, Any]:
-        """Every key of the recipe."""
-        return self._part("recipe")
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
 
-    @property
-    def recipe_fingerprint(self) -> str:
-        """Of the recipe."""
-        return str(self.data.get("recipe_fingerprint") or fingerprint(self.recipe))
 
-    @property
-    def base(self) -> Mapping[str, Any]:
-        """The base model: ``name``, and ``commit`` (of the Hub) or ``fingerprint`` (of a folder)."""
-        found = self._part("base")
-        identity = str(found.get("identity") or "")
-        is_commit = re.fullmatch(r"[0-9a-f]{40}", identity) is not None
-        return {"name": found.get("name"), ("commit" if is_commit else "fingerprint"): identity}
+class RecipeOf(_Part):
+    """Every key of the recipe, defaults included; those that anybody here asks for are named."""
 
-    @property
-    def base_names(self) -> tuple[str, ...]:
-        """Names under which results speak of the base: its own, and in a published run the one at training time."""
-        found = self._part("base")
-        names = (found.get("name"), (found.get("trained_on") or {}).get("name"))
-        return tuple(str(name) for name in names if name)
+    method: _Text = Field(description="lora, rslora or full")
+    variant: _Text = Field(description="ft-reg or ft-par")
+    paraphrases: int | None = Field(default=None, description="of each chunk; None: 10")
+    rank: int | None = Field(default=None, description="of an adapter")
+    stream: bool = Field(default=False, description="whether the corpus was read row by row")
+
+
+class BaseOf(_Part):
+    """The base model."""
+
+    name: _Text = Field(description="a Hub id or a folder's name")
+    identity: _Text = Field(description="a Hub commit (40 digits) or a folder's fingerprint (64)")
+    trained_on: dict[str, str] = Field(default={}, description="added on the Hub: both at training time")
 
     @property
-    def corpus(self) -> Mapping[str, Any]:
-        """The corpus: name, fingerprint, licence and so on."""
-        return self._part("corpus")
+    def commit(self) -> str | None:
+        """On the Hub; None where the base was a folder (the embedded reader is one)."""
+        return self.identity if re.fullmatch(r"[0-9a-f]{40}", self.identity) else None
 
     @property
-    def outcome(self) -> Mapping[str, Any]:
-        """Losses, figures of forgetting, counts."""
-        return self._part("outcome")
+    def fingerprint(self) -> str | None:
+        """Of a folder; None where the base was on the Hub."""
+        return None if self.commit else self.identity
 
-    @property
-    def published(self) -> Mapping[str, Any]:
-        """Public names, and digests of files, that were added on the Hub."""
-        return self._part("published")
 
-    @property
-    def scores(self) -> list[Mapping[str, Any]]:
-        """Scores that were added on the Hub."""
-        return list(self.data.get("scores") or ())
+class CorpusOf(_Part):
+    """The corpus, as `Corpus.provenance` gives it."""
+
+    name: _Text = Field(description="a bundled corpus, a Hub data set or a folder's name")
+    fingerprint: _Text = Field(description="of its chunks")
+    source: str | None = Field(default=None, description="in words; starts with HUB_CORPUS or BUNDLED_CORPUS")
+    revision: str | None = Field(default=None, description="Hub commit or edition")
+    licence: str | None = Field(default=None, description="of its text")
+    paraphrases: str | None = Field(default=None, description="fingerprint of the file, if it was used")
+    validation: str | None = Field(default=None, description="likewise")
+
+
+class Run(_Part):
+    """A ``kinject.json``: what a run says about itself."""
+
+    recipe: RecipeOf
+    recipe_fingerprint: _Text
+    base: BaseOf
+    corpus: CorpusOf
+    environment: dict[str, Any] = Field(min_length=1, description="versions and processor")
+    outcome: dict[str, Any] = Field(
+        default={}, description="learning rate, counts, losses, forgetting before and after"
+    )
+    published: dict[str, Any] = Field(default={}, description="added on the Hub: `CardFacts`, and digests of `files`")
+    scores: list[Score] = Field(default=[], description="added on the Hub")
 
     @property
     def is_adapter(self) -> bool:
         """Whether the weights are an adapter, as against a whole model."""
-        return self.recipe.get("method") != "full"
+        return self.recipe.method != "full"
 
-    def _part(self, name: str) -> Mapping[str, Any]:
-        found = self.data.get(name)
-        return found if isinstance(found, Mapping) else {}
+    def plain(self) -> dict[str, Any]:
+        """All of it as JSON can hold it, and nothing that it didn't say."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 def read_run(folder: str | Path) -> Run:
@@ -138,24 +139,12 @@ def read_run(folder: str | Path) -> Run:
 def parse_run(content: bytes, where: str = FILE) -> Run:
     """The same from bytes."""
     try:
-        data = json.loads(content)
+        return Run.model_validate(json.loads(content))
+    except ValidationError as problem:
+        missing = ", ".join(dict.fromkeys(".".join(map(str, error["loc"])) for error in problem.errors()))
+        raise PublishError(f"{where} doesn't say {missing}: a card and a rerun need it. Train again.") from problem
     except ValueError as problem:
         raise PublishError(f"{where} is no JSON: train again, or get the file back.") from problem
-    run = Run(data if isinstance(data, dict) else {})
-    required = {
-        "recipe": run.recipe,
-        "recipe.method": run.recipe.get("method"),
-        "recipe.variant": run.recipe.get("variant"),
-        "base.name": run.base["name"],
-        "base.identity": run.base.get("commit") or run.base.get("fingerprint"),
-        "corpus.name": run.corpus.get("name"),
-        "corpus.fingerprint": run.corpus.get("fingerprint"),
-        "environment": run.data.get("environment"),
-    }
-    missing = [name for name, value in required.items() if not value]
-    if missing:
-        raise PublishError(f"{where} doesn't say {', '.join(missing)}: a card and a rerun need it. Train again.")
-    return run
 
 
 # Its card -------------------------------------------------------------------------------------------------------------
@@ -184,7 +173,8 @@ class CardFacts:
 
     def variant(self, score: Score, run: Run) -> str | None:
         """`variant_of` for a run with these facts."""
-        return variant_of(score, (self.repo_id, *self.subjects), (self.base, *run.base_names))
+        names = (self.base, run.base.name, run.base.trained_on.get("name", self.base))
+        return variant_of(score, (self.repo_id, *self.subjects), names)
 
 
 def variant_of(score: Score, subjects: Iterable[str], bases: Iterable[str]) -> str | None:
@@ -232,7 +222,7 @@ def render_card(run: Run, facts: CardFacts, scores: Sequence[Score] = ()) -> str
         settings=_settings(run),
         scores=[_row(variant, score) for variant, score in rows],
         forgetting=_forgetting(run),
-        vllm_rank=next((r for r in _VLLM_RANKS if r >= int(run.recipe.get("rank") or 1)), _VLLM_RANKS[-1]),
+        vllm_rank=next((r for r in _VLLM_RANKS if r >= (run.recipe.rank or 1)), _VLLM_RANKS[-1]),
         tasks=sorted({score.task for _, score in rows}) or ["current_events_cloze"],
     )
 
@@ -299,7 +289,7 @@ def _cell(value: Any) -> str:
 def _metadata(run: Run, facts: CardFacts, scores: Sequence[Score]) -> str:
     from huggingface_hub import ModelCardData
 
-    variant, corpus = str(run.recipe["variant"]), f"kinject-corpus:{run.corpus['name']}"
+    variant, corpus = run.recipe.variant, f"kinject-corpus:{run.corpus.name}"
     tags = ["kinject", "knowledge-injection", "continued-pretraining", variant, corpus]
     fields: dict[str, Any] = {
         "base_model": facts.base,
@@ -346,8 +336,8 @@ def with_page(
     files = {path: content.sha256(path) for path in sorted(content.files) if matches(path, USED)}
     files = files or dict(run.published.get("files") or {})
     there = remote.read(FILE, say) if remote is not None else None
-    old = parse_run(there) if there is not None else Run({})
-    known = [Score(**one) for one in old.scores] if old.published.get("files") == files else []
+    old = parse_run(there) if there is not None else None
+    known = old.scores if old is not None and old.published.get("files") == files else []
     new = [_renamed(score, facts) for score in scores if facts.variant(score, run) is not None]
     merged = merge_scores(known, new)
     data = {
@@ -355,7 +345,7 @@ def with_page(
         "published": {**asdict(facts), "subjects": [], "files": files},
         "scores": [asdict(score) for score in merged],
     }
-    card = render_card(Run(data), replace(facts, subjects=()), merged)
+    card = render_card(Run(**data), replace(facts, subjects=()), merged)
     return content.with_files({FILE: to_json(data), "README.md": card.encode()})
 
 

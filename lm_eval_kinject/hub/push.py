@@ -125,7 +125,7 @@ def push_run(
         return with_page(content, run, facts, scores, remote, say)
 
     make(None).check()  # before a repository is made for it
-    message = f"Publish {run.recipe['variant']} ({run.recipe['method']}) on {run.corpus['name']}"
+    message = f"Publish {run.recipe.variant} ({run.recipe.method}) on {run.corpus.name}"
     word = f"run {run.recipe_fingerprint[:16]}"
     return publish(make, repo_id, kind="model", message=message, word=word, gone=_stale, **options)
 
@@ -164,7 +164,7 @@ def _run_content(folder: Path, run: Run, base: Remote, corpus: Remote | None) ->
 
 
 def _public_record(run: Run, base: Remote, corpus: Remote | None) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(json.dumps(dict(run.data)))
+    data = run.plain()
     recipe = data["recipe"]
     kept = [key for key in _FILE_KEYS if recipe.get(key)]
     if kept:
@@ -173,7 +173,7 @@ def _public_record(run: Run, base: Remote, corpus: Remote | None) -> dict[str, A
             "the corpus's folder under their usual names, push that, and train with it."
         )
     places: dict[str, str] = {}
-    if "commit" not in run.base:
+    if run.base.commit is None:
         places |= _put(recipe, "model", base)
     if corpus is not None and not _has_public_corpus(run):
         places |= _put(recipe, "corpus", corpus)
@@ -208,11 +208,11 @@ def _find(name: str, kind: Kind, what: str, say: Say) -> Remote:
 
 def _find_base(run: Run, given: str | None, say: Say) -> Remote:
     """The base on the Hub, as given or as the run says."""
-    name = given or (f"{run.base['name']}@{run.base['commit']}" if run.base.get("commit") else None)
+    name = given or (f"{run.base.name}@{run.base.commit}" if run.base.commit else None)
     if name is None:
-        folder = assets_dir() / READER if run.base["name"] == READER else "FOLDER"
+        folder = assets_dir() / READER if run.base.name == READER else "FOLDER"
         raise PublishError(
-            f"The base of this run, {run.base['name']}, is local, and nobody else could load the result. Push it first "
+            f"The base of this run, {run.base.name}, is local, and nobody else could load the result. Push it first "
             f"(`kinject push {folder} --as model --to owner/name`), then push the run with --base owner/name."
         )
     return _find(name, "model", "The base", say)
@@ -220,14 +220,14 @@ def _find_base(run: Run, given: str | None, say: Say) -> Remote:
 
 def _compare_base(run: Run, base: Remote, say: Say) -> None:
     """Makes sure that the named base is the one that was trained on: by commit, or by the folder's fingerprint."""
-    commit, wanted = run.base.get("commit"), run.base.get("fingerprint")
+    commit, wanted = run.base.commit, run.base.fingerprint
     if commit == base.commit:
         return
     # What `fingerprint_model` would say of these files.
     if wanted and wanted == fingerprint({path: base.sha256(path, say) for path in model_files(base.files)}):
         return
     raise PublishError(
-        f"The base {base.repo_id}@{base.commit[:12]} is not what this run was trained on ({run.base['name']}, "
+        f"The base {base.repo_id}@{base.commit[:12]} is not what this run was trained on ({run.base.name}, "
         f"{str(commit or wanted)[:16]}…). Push that very folder, or name its revision (--base owner/name@revision); "
         "--unchecked-base publishes all the same."
     )
@@ -235,7 +235,7 @@ def _compare_base(run: Run, base: Remote, say: Say) -> None:
 
 def _has_public_corpus(run: Run) -> bool:
     """Whether the corpus lay on the Hub or in this package, as against on the trainer's disk."""
-    return str(run.corpus.get("source") or "").startswith((HUB_CORPUS, BUNDLED_CORPUS))
+    return (run.corpus.source or "").startswith((HUB_CORPUS, BUNDLED_CORPUS))
 
 
 def _find_corpus(run: Run, given: str | None, say: Say) -> Remote | None:
@@ -247,21 +247,21 @@ def _find_corpus(run: Run, given: str | None, say: Say) -> Remote | None:
     from lm_eval_kinject.corpus.corpus import load_corpus
 
     if given is None and _has_public_corpus(run):
-        if not str(run.corpus["source"]).startswith(HUB_CORPUS):
+        if not (run.corpus.source or "").startswith(HUB_CORPUS):
             return None
-        given = f"{run.corpus['name']}@{run.corpus['revision']}"
+        given = f"{run.corpus.name}@{run.corpus.revision}"
     if given is None:
         raise PublishError(
-            f"The corpus of this run, {run.corpus['name']}, is local, and nobody else could train on it. Push it first "
+            f"The corpus of this run, {run.corpus.name}, is local, and nobody else could train on it. Push it first "
             "(`kinject push FOLDER --as dataset --to owner/name`), then push the run with --corpus owner/name."
         )
     there = _find(given, "dataset", "The corpus", say)
     problems = _beside_problems(run, there, say)
     found = load_corpus(f"{there.repo_id}@{there.commit}").fingerprint
-    if run.recipe.get("stream"):
+    if run.recipe.stream:
         say(f"the corpus was read row by row: whether {there.repo_id} holds the same chunks isn't checked")
-    elif found != run.corpus["fingerprint"]:
-        problems.insert(0, f"other chunks (fingerprint {found[:16]}…, not {run.corpus['fingerprint'][:16]}…)")
+    elif found != run.corpus.fingerprint:
+        problems.insert(0, f"other chunks (fingerprint {found[:16]}…, not {run.corpus.fingerprint[:16]}…)")
     if problems:
         raise PublishError(
             f"The corpus {there.repo_id}@{there.commit[:12]} is not what this run was trained on; it has "
@@ -274,7 +274,7 @@ def _beside_problems(run: Run, there: Remote, say: Say) -> list[str]:
     """Which of the paraphrases and the validation set, if the run used them, the Hub has not, or others of."""
     problems = []
     for stem, words in (("paraphrases", "paraphrases"), ("validation", "validation set")):
-        wanted = run.corpus.get(stem)
+        wanted = getattr(run.corpus, stem)
         path = next((p for p in (f"{stem}.parquet", f"{stem}.jsonl") if p in there.files), None)  # the trainer's order
         if wanted and path is None:
             problems.append(f"no {words}")

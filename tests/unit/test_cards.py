@@ -51,21 +51,21 @@ def test_adapter_with_scores(data: dict[str, Any], tmp_path: Path) -> None:
     for peft, k, acc in ((None, 0, 0.25), (None, 3, 0.875), (me, 0, 0.5), (me, 3, 0.75), ("me/another", 0, 1.0)):
         make_results(tmp_path / "out", model="me/reader", peft=peft, k=k, acc=acc)
     scores = [score for one in read_results(tmp_path / "out") for score in scores_of(one)]
-    text = render_card(Run(data), FACTS, scores)
+    text = render_card(Run(**data), FACTS, scores)
     same("adapter_with_scores.md", text)
-    assert text == render_card(Run(data), FACTS, scores[::-1]), "the order of the results must not show"
+    assert text == render_card(Run(**data), FACTS, scores[::-1]), "the order of the results must not show"
 
 
 def test_adapter_without_anything_measured(data: dict[str, Any]) -> None:
     data["outcome"] = {}
     data["corpus"] |= {"licence": None, "revision": None}
     facts = CardFacts(repo_id="me/x", base="a/b", base_revision=None)
-    same("adapter_bare.md", render_card(Run(data), facts))
+    same("adapter_bare.md", render_card(Run(**data), facts))
 
 
 def test_whole_model(data: dict[str, Any]) -> None:
     data["recipe"] |= {"method": "full", "variant": "ft-reg", "paraphrases": None}
-    text = render_card(Run(data), replace(FACTS, repo_id="me/reader-ft-reg", licence="my own licence"))
+    text = render_card(Run(**data), replace(FACTS, repo_id="me/reader-ft-reg", licence="my own licence"))
     same("model.md", text)
     metadata = yaml.safe_load(text.split("---")[1])
     assert metadata["base_model_relation"] == "finetune"
@@ -75,16 +75,16 @@ def test_whole_model(data: dict[str, Any]) -> None:
 def test_a_licence_that_the_hub_has_no_word_for(data: dict[str, Any]) -> None:
     link = "https://example.org/licence"
     facts = replace(FACTS, licence="other", licence_name="reader-licence", licence_link=link)
-    metadata = yaml.safe_load(render_card(Run(data), facts).split("---")[1])
+    metadata = yaml.safe_load(render_card(Run(**data), facts).split("---")[1])
     assert [metadata[f"license{part}"] for part in ("", "_name", "_link")] == ["other", "reader-licence", link]
     with pytest.raises(PublishError, match="The licence `other` has no name"):
-        render_card(Run(data), replace(FACTS, licence="other"))
+        render_card(Run(**data), replace(FACTS, licence="other"))
 
 
 def test_metadata_are_what_the_hubs_client_reads(data: dict[str, Any], tmp_path: Path) -> None:
     make_results(tmp_path / "out", model="me/reader", peft="me/reader-ft-par", k=3)
     scores = scores_of(read_results(tmp_path / "out")[0])
-    card = ModelCard(render_card(Run(data), FACTS, scores)).data
+    card = ModelCard(render_card(Run(**data), FACTS, scores)).data
     assert (card.base_model, card.library_name, card.license) == ("me/reader", "peft", "apache-2.0")
     assert card.datasets == ["me/events"]
     (result,) = card.eval_results
@@ -111,13 +111,13 @@ def test_another_models_scores_are_in_no_row(data: dict[str, Any], tmp_path: Pat
     for model, k in (("me/other", 0), ("me/other", 3), ("someone/else", 0)):
         make_results(tmp_path / "out", model=model, peft=None, k=k, acc=1.0)
     scores = [score for one in read_results(tmp_path / "out") for score in scores_of(one)]
-    assert render_card(Run(data), FACTS, scores) == render_card(Run(data), FACTS)
+    assert render_card(Run(**data), FACTS, scores) == render_card(Run(**data), FACTS)
 
 
 def test_the_base_is_known_by_its_name_at_training_time(data: dict[str, Any], tmp_path: Path) -> None:
     data["base"] = {"name": "me/reader", "identity": "b" * 40, "trained_on": {"name": "local", "identity": "f" * 64}}
     scores = scores_of(read_results(make_results(tmp_path / "out", model="local", peft=None, k=0))[0])
-    assert "| base | none | 0.500 |" in render_card(Run(data), FACTS, scores)
+    assert "| base | none | 0.500 |" in render_card(Run(**data), FACTS, scores)
 
 
 @pytest.mark.parametrize("part", ["recipe", "base", "corpus", "environment"])
