@@ -430,7 +430,7 @@ def submit(
 @adapters_app.command("list")
 def adapters_list() -> None:
     """List the registered adapters, one line each."""
-    from lm_eval_kinject.hub.adapters import records
+    from lm_eval_kinject.hub.registry import records
 
     found = records()
     for record in found.values():

@@ -30,14 +30,12 @@ from lm_eval_kinject.hub.registry import (
     READER,
     Record,
     ResolvedAdapter,
-    ScoreOf,
     file_problems,
     find_record,
     folder_of,
     make_record,
     read_record,
     reader_problems,
-    records,
     refusal,
     registry_dirs,
     resolve,
@@ -45,7 +43,7 @@ from lm_eval_kinject.hub.registry import (
 from lm_eval_kinject.plugin import assets_dir
 from lm_eval_kinject.provenance import atomic_write, publish_folder
 
-__all__ = ["add", "bundle", "pull", "records", "resolve", "verify"]
+__all__ = ["add", "bundle", "pull", "verify"]
 
 _USED = (*USED, FILE)
 
@@ -135,7 +133,9 @@ def _claim_problems(record: Record, folder: Path) -> list[str]:
         run = parse_run((folder / FILE).read_bytes())
     except PublishError as problem:
         return [str(problem)]
-    claims, told, problems = record.model_dump(), _told(run, record.repo), []
+    where = {"repo": record.repo, "revision": record.revision, "folder": record.folder}
+    as_told, problems = _record_of(run, record.name, where, record.files), []
+    claims, told = record.model_dump(), as_told.model_dump()
     for key in _CLAIMS:
         part, _, name = key.partition(".")
         claimed, known = (one[part].get(name) if name else one[part] for one in (claims, told))
@@ -146,11 +146,10 @@ def _claim_problems(record: Record, folder: Path) -> list[str]:
             problems.append(f"the {part} is another one ({str(known)[:16]}…, not {claimed[:16]}…)")
         else:
             problems.append(f"{key} is {claimed!r} in the record, {known!r} in {FILE}")
-    scores = [ScoreOf.model_validate(score) for score in told["scores"]]
     return problems + [
         f"the score {score.task} {score.metric} {score.value:g} (k={score.k}, n={score.n}) is not in {FILE}"
         for score in (record.scores if record.repo else ())
-        if score not in scores
+        if score not in as_told.scores
     ]
 
 
@@ -247,7 +246,7 @@ def add(spec: str, name: str | None = None, *, folder: Path | None = None, say: 
     files = {path: {"sha256": remote.sha256(path, say), "size": remote.files[path].size} for path in used}
     where = {"repo": repo_id, "revision": remote.commit}
     run = parse_run(there, f"{repo_id}/{FILE}")
-    record = _made(run, repo_id, where, files, name or repo_id.split("/")[1].lower())
+    record = _record_of(run, name or repo_id.split("/")[1].lower(), where, files)
     target = folder or registry_dirs()[0]
     file = target / f"{record.name}.yaml"
     if file.is_file() and read_record(file) == record:
@@ -268,23 +267,17 @@ def _write(file: Path, record: Record) -> None:
         yaml.safe_dump(plain, out, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _told(run: Run, repo_id: str | None, subject: str | None = None) -> dict[str, Any]:
-    """What a run's ``kinject.json`` says of all that a record claims.
+def _record_of(run: Run, name: str, where: Mapping[str, str | None], files: Mapping[str, Any]) -> Record:
+    """The record of a run: what its ``kinject.json`` says, with a name and a place.
 
-    Args:
-        run: as published, or of a folder.
-        repo_id: where it is published; None: the base is one of this disk, and has a fingerprint.
-        subject: under which name scores are the run's; default: the repository's.
+    Where that is no repository, the base is on this disk and has a fingerprint, and scores are of the record's name.
     """
-    published = run.published
+    published, repo_id = run.published, where.get("repo")
     identity = {"revision": run.base.commit} if repo_id else {"fingerprint": run.base.fingerprint}
-    scores = [
-        {key: getattr(one, key) for key in ("task", "metric", "value", "n", "k")}
-        | {"retriever": one.setting.get("retriever")}
-        for one in run.scores
-        if one.subject == (subject or repo_id)
-    ]
-    return {
+    plain = {
+        "name": name,
+        "summary": f"{run.recipe.variant} ({run.recipe.method}) of {run.corpus.name}",
+        **where,
         "adapter": run.is_adapter,
         "base": {"name": published.get("base") or run.base.name, **identity},
         "corpus": {
@@ -295,14 +288,14 @@ def _told(run: Run, repo_id: str | None, subject: str | None = None) -> dict[str
         "recipe": run.recipe_fingerprint,
         "variant": run.recipe.variant,
         "licence": published.get("licence_name") or published.get("licence"),
-        "scores": scores,
+        "files": files,
+        "scores": [
+            {key: getattr(score, key) for key in ("task", "metric", "value", "n", "k")}
+            | {"retriever": score.setting.get("retriever")}
+            for score in run.scores
+            if score.subject == (repo_id or name)
+        ],
     }
-
-
-def _made(run: Run, repo_id: str | None, where: Mapping[str, str], files: Mapping[str, Any], name: str) -> Record:
-    """The record of a run: what it says of itself, with a name and a place."""
-    summary = f"{run.recipe.variant} ({run.recipe.method}) of {run.corpus.name}"
-    plain = {"name": name, "summary": summary, **where, **_told(run, repo_id, repo_id or name), "files": files}
     return make_record(plain, f"{repo_id or name} can't be registered:")
 
 
@@ -346,7 +339,7 @@ def bundle(
     scores = [replace(score, subject=name) for score in merge_scores((), found)]
     run = run.model_copy(update={"scores": scores, "published": {"licence": licence}})
     files = {path: {"sha256": content.sha256(path), "size": content.size(path)} for path in sorted(content.files)}
-    record = _made(run, None, {"folder": name}, files, name)
+    record = _record_of(run, name, {"folder": name}, files)
     target = Path(registry)
     if (target / f"{name}.yaml").exists():
         raise ModelError(f"There is a record {name} in {target.name} already: remove it first.")

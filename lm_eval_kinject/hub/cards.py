@@ -254,7 +254,7 @@ _ADAPTER_ONLY = ("rank", "alpha", "dropout", "targets")
 
 def _settings(run: Run) -> list[tuple[str, Any]]:
     """Hyper-parameters; the learning rate is the one that was used, also after a search."""
-    values = dict(run.recipe)
+    values = run.recipe.model_dump(exclude_unset=True)
     if run.outcome.get("learning_rate") is not None:
         values["learning_rate"] = run.outcome["learning_rate"]
     shown = [(key, values[key]) for key in _SHOWN if key in values and (run.is_adapter or key not in _ADAPTER_ONLY)]

@@ -20,17 +20,9 @@ from lm_eval_kinject import __version__
 from lm_eval_kinject.errors import ArgumentError, HubError, KinjectError
 
 __all__ = [
-    "RefusedError",
-    "Say",
-    "attempt",
-    "check_repo_id",
-    "listed",
-    "open_hub",
-    "quiet",
-    "redact",
-    "status_of",
+    "RefusedError", "Say", "attempt", "check_repo_id", "listed", "open_hub", "quiet", "redact", "status_of",
     "without_token",
-]
+]  # fmt: skip
 
 Say = Callable[[str], None]
 """Takes a line for a person; the command line prints it."""
@@ -197,13 +189,9 @@ def _wait(problem: BaseException, number: int) -> float | None:
         if asked.isdigit():
             return float(asked) + 1 if float(asked) <= LONGEST_WAIT else -1
     elif isinstance(problem, errors.OfflineModeIsEnabled) or not _is_connection_problem(problem):
-        known = (
-            errors.HfHubHTTPError,
-            errors.HFValidationError,
-            errors.LocalTokenNotFoundError,
-            errors.OfflineModeIsEnabled,
-        )
-        return -1 if status is not None or isinstance(problem, known) or _is_refusal(problem) else None
+        known = errors.HfHubHTTPError, errors.HFValidationError, errors.LocalTokenNotFoundError
+        refused = status is not None or isinstance(problem, (*known, errors.OfflineModeIsEnabled))
+        return -1 if refused or _is_refusal(problem) else None
     return min(2.0 ** (number - 1), 30.0)
 
 

@@ -26,23 +26,9 @@ from lm_eval_kinject.hub.client import has_token, listed
 from lm_eval_kinject.provenance import fingerprint, fingerprint_file
 
 __all__ = [
-    "Content",
-    "ALLOWED",
-    "PICKLED",
-    "TOKENIZER",
-    "USED",
-    "WEIGHTS",
-    "collect",
-    "fingerprint_model",
-    "is_pickle",
-    "local_paths",
-    "matches",
-    "model_files",
-    "replace_paths",
-    "tensor_problems",
-    "tensor_shapes",
-    "to_json",
-]
+    "Content", "ALLOWED", "PICKLED", "TOKENIZER", "USED", "WEIGHTS", "collect", "fingerprint_model", "is_pickle",
+    "local_paths", "matches", "model_files", "replace_paths", "tensor_problems", "tensor_shapes", "to_json",
+]  # fmt: skip
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 TOKENIZER = (

@@ -30,23 +30,10 @@ from lm_eval_kinject.hub.client import listed
 from lm_eval_kinject.provenance import fingerprint
 
 __all__ = [
-    "BUNDLED_CORPUS",
-    "HUB_CORPUS",
-    "Results",
-    "Score",
-    "check_benchmarks",
-    "complete",
-    "eval_results_files",
-    "eval_yaml",
-    "gaps",
-    "interval",
-    "latest",
-    "merge_scores",
-    "model_index",
-    "parse_benchmarks",
-    "read_results",
+    "BUNDLED_CORPUS", "HUB_CORPUS", "Results", "Score", "check_benchmarks", "complete", "eval_results_files",
+    "eval_yaml", "gaps", "interval", "latest", "merge_scores", "model_index", "parse_benchmarks", "read_results",
     "scores_of",
-]
+]  # fmt: skip
 
 HUB_CORPUS, BUNDLED_CORPUS = "Hub dataset ", "bundled corpus "
 """How the source of a corpus starts that others can get; the rest is a name."""

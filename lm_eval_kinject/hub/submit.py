@@ -70,6 +70,7 @@ def submit_scores(
         HubError: the Hub refuses or can't be reached.
     """
     say, benchmarks = options.get("say", quiet), benchmarks or {}
+    options.setdefault("pull_request", None)
     check_repo_id(repo_id)
     scores = latest(score for one in complete(paths, samples=False) for score in scores_of(one))
     ours = [score for score in scores if score.subject == repo_id]
@@ -102,7 +103,7 @@ def submit_scores(
         message=f"Add scores of {ours[0].task}" + (" and others" if len({s.task for s in ours}) > 1 else ""),
         description=f"Scored with lm-evaluation-harness and lm-eval-kinject: {variants}.",
         word=f"scores {variants}",
-        **_by_default_where_one_may_write(options),
+        **options,
     )
 
 
@@ -170,10 +171,6 @@ def _entry_key(entry: Any) -> tuple[Any, ...]:
     return entry.dataset_type, entry.dataset_config, entry.dataset_split, entry.metric_type, entry.metric_name
 
 
-def _by_default_where_one_may_write(options: Options) -> Options:
-    return {"pull_request": None, **options}
-
-
 def _refuse_other_weights(scored: Mapping[str | None, Mapping[str, str] | None], there: Remote) -> None:
     """A score is of the weights at the commit that was scored; those on the page must be the same."""
     other = [str(commit)[:12] for commit, weights in scored.items() if weights != there.weights]
@@ -229,6 +226,7 @@ def submit_results(
         HubError: the Hub refuses or can't be reached.
     """
     say = options.get("say", quiet)
+    options.setdefault("pull_request", None)
     check_repo_id(repo_id)
     named = [(submitted_name(one), one) for one in complete(paths, samples=samples)]
     files: dict[str, Path | bytes] = {}
@@ -249,7 +247,7 @@ def submit_results(
         kind="dataset",
         message=f"Add results of {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
         word=f"results {', '.join(names)}",
-        **_by_default_where_one_may_write(options),
+        **options,
     )
     for name in [] if isinstance(done, Plan) else names:
         say(f'datasets.load_dataset("{repo_id}", "{name}__results", split="latest")')

@@ -19,9 +19,10 @@ from huggingface_hub import constants as hub_constants
 
 from lm_eval_kinject.errors import HubError, ModelError, PublishError
 from lm_eval_kinject.hub import registry
-from lm_eval_kinject.hub.adapters import add, pull, resolve, verify
+from lm_eval_kinject.hub.adapters import add, pull, verify
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.hub.push import push_model, push_run
+from lm_eval_kinject.hub.registry import resolve
 from lm_eval_kinject.hub.submit import submit_results, submit_scores
 
 TASK = "current_events_cloze"
