@@ -204,7 +204,8 @@ def render_card(run: Run, facts: CardFacts, scores: Sequence[Score] = ()) -> str
     import jinja2
 
     told = [(facts.variant(score, run), score) for score in scores]
-    rows = sorted(((variant, score) for variant, score in told if variant is not None), key=_row_order)
+    rows = [(variant, score) for variant, score in told if variant is not None]
+    rows.sort(key=lambda row: (row[1].task, row[1].metric, _ORDER.index(row[0]), row[1].k, row[1].variant))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(adapters_dir()),
         undefined=jinja2.StrictUndefined,
@@ -225,11 +226,6 @@ def render_card(run: Run, facts: CardFacts, scores: Sequence[Score] = ()) -> str
         vllm_rank=next((r for r in _VLLM_RANKS if r >= (run.recipe.rank or 1)), _VLLM_RANKS[-1]),
         tasks=sorted({score.task for _, score in rows}) or ["current_events_cloze"],
     )
-
-
-def _row_order(row: tuple[str, Score]) -> tuple[Any, ...]:
-    variant, score = row
-    return score.task, score.metric, _ORDER.index(variant), score.k, score.variant
 
 
 def _row(variant: str, score: Score) -> dict[str, Any]:

@@ -138,7 +138,8 @@ def attempt(doing: str, work: Callable[[], T], say: Say = quiet) -> T:
             if wait is None:
                 raise
             if wait < 0 or number == TRIES:
-                status, said = status_of(cause), _explain(doing, cause)
+                said = redact(f"{doing[0].upper()}{doing[1:]} failed: {_short(cause)}. {_advice(cause)}")
+                status = status_of(cause)
                 refusal = HubError(said) if status is None else RefusedError(said, status)
                 raise refusal from without_token(problem)
             say(f"{doing}: {_short(cause)}; trying again in {wait:g} s ({number} of {TRIES - 1})")
@@ -201,11 +202,6 @@ def _is_refusal(problem: BaseException) -> bool:
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
-
-
-def _explain(doing: str, problem: BaseException) -> str:
-    """One or two sentences: what failed, why, and what to do."""
-    return redact(f"{doing[0].upper()}{doing[1:]} failed: {_short(problem)}. {_advice(problem)}")
 
 
 def _short(problem: BaseException) -> str:

@@ -63,6 +63,7 @@ _WINDOWS = (
 )
 _PATH = re.compile(rf"{_START}(?:file://)?(?:/(?:{_ROOTS})/{_REST}|~/{_REST})|{_WINDOWS}")
 _ABSOLUTE = re.compile(rf"{_START}(?:file://)?(?P<path>/[^\s\"'`<>|)\]}},;/]+/{_REST})")
+_PUNCTUATION = ".:!?"
 _EVERYWHERE = ("/dev/", "/proc/", "/sys/", "/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/", "/etc/")
 """Below these a name means the same on every machine, and questions ask about it."""
 
@@ -228,15 +229,10 @@ def local_paths(text: str) -> list[str]:
     found = [match.group(0) for match in _PATH.finditer(text)]
     for place in sorted(here):
         found += re.findall(rf"{_START}{re.escape(place)}/{_REST}", text)
-    found += [match.group(0) for match in _ABSOLUTE.finditer(text) if _is_here(match["path"])]
+    for match in _ABSOLUTE.finditer(text):
+        if not match["path"].startswith(_EVERYWHERE) and os.path.exists(match["path"].rstrip(_PUNCTUATION)):
+            found.append(match.group(0))
     return list(dict.fromkeys(path.rstrip(_PUNCTUATION) for path in found))
-
-
-_PUNCTUATION = ".:!?"
-
-
-def _is_here(path: str) -> bool:
-    return not path.startswith(_EVERYWHERE) and os.path.exists(path.rstrip(_PUNCTUATION))
 
 
 def _plain_text(name: str, text: str) -> str:

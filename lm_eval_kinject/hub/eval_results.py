@@ -156,14 +156,14 @@ def _retrieval_gaps(kinject: Mapping[str, Any]) -> list[str]:
     corpora, retrievers = kinject.get("corpora") or (), kinject.get("retrievers") or ()
     found = [] if corpora else ["kinject.corpora: which corpus was searched"]
     found += [] if retrievers else ["kinject.retrievers: what searched it"]
-    for kind, listed_ones, place_gaps in (
-        ("corpora", corpora, _corpus_gaps),
-        ("retrievers", retrievers, _encoder_gaps),
-    ):
-        for one in listed_ones:
-            place = f"kinject.{kind}.{one.get('name')}"
-            found += [] if one.get("fingerprint") else [f"{place}.fingerprint"]
-            found += place_gaps(place, one)
+    for corpus in corpora:
+        place = f"kinject.corpora.{corpus.get('name')}"
+        found += [] if corpus.get("fingerprint") else [f"{place}.fingerprint"]
+        found += _corpus_gaps(place, corpus)
+    for retriever in retrievers:
+        place = f"kinject.retrievers.{retriever.get('name')}"
+        found += [] if retriever.get("fingerprint") else [f"{place}.fingerprint"]
+        found += _encoder_gaps(place, retriever)
     return found + [f"kinject.prompt.{name}" for name in _PROMPT if name not in (kinject.get("prompt") or {})]
 
 
@@ -185,9 +185,8 @@ def _encoder_gaps(place: str, retriever: Mapping[str, Any]) -> list[str]:
         for model in (encoder.get("query_model"), encoder.get("passage_model"))
         if isinstance(model, Mapping) and "package" not in model and not _is_commit(model.get("commit"))
     }
-    return [
-        f"{place}.encoder: {name} is on no Hub at a commit; push it and score with its Hub id" for name in sorted(local)
-    ]
+    advice = "is on no Hub at a commit; push it and score with its Hub id"
+    return [f"{place}.encoder: {name} {advice}" for name in sorted(local)]
 
 
 def _is_commit(revision: Any) -> bool:

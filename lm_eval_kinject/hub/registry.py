@@ -277,7 +277,7 @@ def folder_of(record: Record, registry: Path) -> Path:
         record.repo,
         kind="model",
         revision=record.revision,
-        patterns=sorted(re.sub(r"([*?\[])", r"[\1]", path) for path in record.files),  # each means only itself
+        patterns=sorted(record.files),  # without any * or ?: see _PATH
         error=ModelError,
         offline_advice=f"The record of {record.name} pins this revision; if it is gone, the repository was rewritten.",
     ).path
