@@ -296,7 +296,7 @@ def _record_of(run: Run, name: str, where: Mapping[str, str | None], files: Mapp
             if score.subject == (repo_id or name)
         ],
     }
-    return make_record(plain, f"{repo_id or name} can't be registered:")
+    return make_record(plain, f"What {FILE} of {repo_id or name} says makes no record:")
 
 
 def bundle(

@@ -27,7 +27,7 @@ from lm_eval_kinject.provenance import fingerprint, fingerprint_file
 
 __all__ = [
     "Content", "ALLOWED", "PICKLED", "TOKENIZER", "USED", "WEIGHTS", "collect", "fingerprint_model", "is_pickle",
-    "local_paths", "matches", "model_files", "replace_paths", "tensor_problems", "tensor_shapes", "to_json",
+    "local_paths", "matches", "model_files", "replace_paths", "tensor_problems", "tensor_shapes", "texts", "to_json",
 ]  # fmt: skip
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -237,27 +237,26 @@ def local_paths(text: str) -> list[str]:
 
 def _plain_text(name: str, text: str) -> str:
     """A file's text; of JSON the texts in it: an escaped line break is no part of a Windows path."""
+    lines = [text] if name.endswith(".json") else text.splitlines() if name.endswith(".jsonl") else []
     try:
-        if name.endswith(".json"):
-            return "\n".join(_strings(json.loads(text)))
-        if name.endswith(".jsonl"):
-            return "\n".join(one for line in text.splitlines() if line.strip() for one in _strings(json.loads(line)))
+        if lines:
+            return "\n".join(one for line in lines if line.strip() for _, one in texts(json.loads(line)))
     except ValueError:
         pass  # not JSON, whatever its name says: looked through as it is
     return text
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """All texts in plain data, keys included."""
+def texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in plain data, keys included, with the names of the keys that lead there: ``config.model_args``."""
     if isinstance(value, str):
-        yield value
+        yield where, value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield str(key)
-            yield from _strings(inner)
+            yield where, str(key)
+            yield from texts(inner, f"{where}.{key}".lstrip("."))
     elif isinstance(value, list):
         for inner in value:
-            yield from _strings(inner)
+            yield from texts(inner, where)
 
 
 def is_pickle(source: Path | bytes) -> bool:

@@ -57,7 +57,7 @@ __all__ = ["card_with_configs", "check_subjects", "push_dataset", "push_model", 
 _OURS = (*USED, "log.jsonl", "recipe.yaml", "*.png")
 _FILE_KEYS = ("paraphrases_file", "validation_file", "general_text")
 _TABLES = (".parquet", ".jsonl", ".csv")
-_DATA = (*(f"{folder}*{ending}" for folder in ("", "*/") for ending in _TABLES), "README.md", "LICENSE*")
+_DATA = ("*.parquet", "*.jsonl", "*.csv", "*/*.parquet", "*/*.jsonl", "*/*.csv", "README.md", "LICENSE*")
 
 
 # A run ----------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import yaml
 from lm_eval_kinject.errors import HubError, PublishError
 from lm_eval_kinject.hub.cards import FILE, CardFacts, parse_run, with_page
 from lm_eval_kinject.hub.client import Say, check_repo_id, listed, quiet
-from lm_eval_kinject.hub.content import Content, local_paths
+from lm_eval_kinject.hub.content import Content, local_paths, texts
 from lm_eval_kinject.hub.eval_results import (
     Results,
     Score,
@@ -277,20 +277,11 @@ def _without_places(results: Results, name: str) -> bytes:
         source = (config.get("metadata") or {}).get("config_source")
         if isinstance(source, str):
             config["metadata"]["config_source"] = PurePosixPath(source.replace("\\", "/")).name
-    found = _places(data)
+    found = [f"{where}: {path}" for where, text in texts(data) for path in local_paths(text)]
     if found:
         headline = f"{results.file.name} names places on this disk; score with Hub ids, or bundled names, instead:"
         raise PublishError(listed(headline, found))
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _places(value: Any, where: str = "") -> list[str]:
-    """Local paths in plain data, and where they stand."""
-    if isinstance(value, Mapping):
-        return [hit for key, inner in value.items() for hit in _places(inner, f"{where}.{key}".lstrip("."))]
-    if isinstance(value, list):
-        return [hit for inner in value for hit in _places(inner, where)]
-    return [f"{where}: {path}" for path in local_paths(value)] if isinstance(value, str) else []
 
 
 _FILE = re.compile(r"(?P<name>[^/]+)/(?:results|samples_(?P<task>.+))_(?P<date>[^_/]+)\.jsonl?")
