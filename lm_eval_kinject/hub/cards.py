@@ -118,7 +118,7 @@ class Run(_Part):
 
     def plain(self) -> dict[str, Any]:
         """All of it as JSON can hold it, and nothing that it didn't say."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        return self.model_dump(exclude_unset=True)
 
 
 def read_run(folder: str | Path) -> Run:

@@ -282,7 +282,7 @@ def _about(results: Results, task: str) -> dict[str, Any]:
     config = data["configs"].get(task) or {}
     counts = (data.get("n-samples") or {}).get(task) or {}
     model, adapter = kinject.get("model") or {}, kinject.get("peft") or kinject.get("delta") or {}
-    subject, date = adapter or model, data.get("date")
+    subject, name, date = adapter or model, config.get("dataset_name"), data.get("date")
     return {
         "task": task,
         "n": counts.get("effective"),
@@ -295,7 +295,7 @@ def _about(results: Results, task: str) -> dict[str, Any]:
         "k": int(kinject.get("k") or 0),
         "setting": _setting(results, task),
         "dataset": str(config.get("dataset_path") or task),
-        "config": config.get("dataset_name"),
+        "config": None if name is None else str(name),
         "split": config.get("test_split") or config.get("validation_split"),
         "date": f"{datetime.fromtimestamp(date, timezone.utc):%Y-%m-%dT%H:%M:%SZ}" if date else None,
         "limited": counts.get("effective") != counts.get("original"),

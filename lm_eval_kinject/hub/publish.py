@@ -57,14 +57,14 @@ class Remote:
     def sha256(self, path: str, say: Say = quiet) -> str:
         """Digest of a file's bytes; downloads it only if it is small."""
         file = self.files[path]
-        return str(file.lfs.sha256) if file.lfs else hashlib.sha256(self.read(path, say) or b"").hexdigest()
+        return str(file.lfs.sha256) if file.lfs is not None else hashlib.sha256(self.read(path, say) or b"").hexdigest()
 
     def has(self, content: Content, path: str) -> bool:
         """Whether a file of this name and content is there."""
         file = self.files.get(path)
         if file is None or file.size != content.size(path):
             return False
-        if file.lfs:
+        if file.lfs is not None:
             return content.sha256(path) == file.lfs.sha256
         data = content.read(path)
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == file.blob_id  # git's name for it
@@ -74,7 +74,7 @@ class Remote:
         """Path -> digest of a model's weights, anybody's."""
         endings = (".safetensors", ".gguf", *PICKLED)
         files = {path: file for path, file in self.files.items() if path.endswith(endings)}
-        return {path: file.lfs.sha256 if file.lfs else file.blob_id for path, file in files.items()}
+        return {path: file.lfs.sha256 if file.lfs is not None else file.blob_id for path, file in files.items()}
 
 
 Make = Callable[[Remote | None], Content]
