@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from lm_eval_kinject.errors import PublishError
 from lm_eval_kinject.hub.client import Say
 from lm_eval_kinject.hub.content import USED, Content, matches, to_json
-from lm_eval_kinject.hub.eval_results import Score, interval, merge_scores, model_index
+from lm_eval_kinject.hub.eval_results import BUNDLED_CORPUS, HUB_CORPUS, Score, interval, merge_scores, model_index
 from lm_eval_kinject.hub.publish import Remote
 from lm_eval_kinject.plugin import adapters_dir
 
@@ -95,6 +95,16 @@ class CorpusOf(_Part):
     licence: str | None = Field(default=None, description="of its text")
     paraphrases: str | None = Field(default=None, description="fingerprint of the file, if it was used")
     validation: str | None = Field(default=None, description="likewise")
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether it came from the Hub."""
+        return (self.source or "").startswith(HUB_CORPUS)
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it is in this package."""
+        return (self.source or "").startswith(BUNDLED_CORPUS)
 
 
 class Run(_Part):

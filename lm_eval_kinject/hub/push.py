@@ -33,8 +33,6 @@ from lm_eval_kinject.hub.content import (
     to_json,
 )
 from lm_eval_kinject.hub.eval_results import (
-    BUNDLED_CORPUS,
-    HUB_CORPUS,
     Score,
     check_benchmarks,
     eval_results_files,
@@ -175,7 +173,7 @@ def _public_record(run: Run, base: Remote, corpus: Remote | None) -> dict[str, A
     places: dict[str, str] = {}
     if run.base.commit is None:
         places |= _put(recipe, "model", base)
-    if corpus is not None and not _has_public_corpus(run):
+    if corpus is not None and not (run.corpus.on_hub or run.corpus.bundled):
         places |= _put(recipe, "corpus", corpus)
     data = {key: replace_paths(value, places) for key, value in data.items()}
     trained_on = data["base"].get("trained_on", data["base"])
@@ -233,11 +231,6 @@ def _compare_base(run: Run, base: Remote, say: Say) -> None:
     )
 
 
-def _has_public_corpus(run: Run) -> bool:
-    """Whether the corpus lay on the Hub or in this package, as against on the trainer's disk."""
-    return (run.corpus.source or "").startswith((HUB_CORPUS, BUNDLED_CORPUS))
-
-
 def _find_corpus(run: Run, given: str | None, say: Say) -> Remote | None:
     """The corpus on the Hub, with the chunks, paraphrases and validation texts of the training; None: in this package.
 
@@ -246,9 +239,9 @@ def _find_corpus(run: Run, given: str | None, say: Say) -> Remote | None:
     """
     from lm_eval_kinject.corpus.corpus import load_corpus
 
-    if given is None and _has_public_corpus(run):
-        if not (run.corpus.source or "").startswith(HUB_CORPUS):
-            return None
+    if given is None and run.corpus.bundled:
+        return None
+    if given is None and run.corpus.on_hub:
         given = f"{run.corpus.name}@{run.corpus.revision}"
     if given is None:
         raise PublishError(
