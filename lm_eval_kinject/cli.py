@@ -46,6 +46,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 index_app = typer.Typer(help="Indexes on disk: build one, look into it, verify it.", no_args_is_help=True)
 corpus_app = typer.Typer(help="Corpora: show one, or make an edition of the newswire.", no_args_is_help=True)
@@ -123,7 +124,7 @@ def retrieve(
     question: Annotated[str, typer.Argument(help="what to look for")],
     corpus: CorpusOption = "current_events",
     retriever: RetrieverOption = "minilm",
-    k: Annotated[int, typer.Option("--k", min=1, help="how many chunks")] = 3,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="how many chunks")] = 3,
     dtype: DtypeOption = "float32",
 ) -> None:
     """Show the chunks that a retriever finds for a question, with their scores."""
@@ -141,7 +142,7 @@ def retrieve(
 def index_build(
     corpus: CorpusOption = "current_events",
     retriever: RetrieverOption = "minilm",
-    out: Annotated[Path | None, typer.Option("--out", help="folder; default: the cache")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="folder; default: the cache")] = None,
     dtype: DtypeOption = "float32",
 ) -> None:
     """Build the index of a corpus, or say that it is there; a killed build goes on where it stopped."""
@@ -164,10 +165,14 @@ def index_info_(path: Annotated[Path, typer.Argument(help="an index folder")]) -
 @index_app.command("list")
 def index_list() -> None:
     """List the indexes in the cache."""
+    from lm_eval_kinject.retrieval import cache_dir
     from lm_eval_kinject.retrieval.index import cached_indexes
 
-    for path in cached_indexes():
+    found = cached_indexes()
+    for path in found:
         print(path)
+    if not found:
+        _say(f"none yet in {cache_dir()}: `kinject index build` builds one, and so does scoring with retrieval")
 
 
 @index_app.command("verify")
@@ -192,9 +197,9 @@ def corpus_show(spec: Annotated[str, typer.Argument(help="a bundled name, folder
 
 @corpus_app.command("newswire")
 def corpus_newswire(
-    out: Annotated[Path, typer.Option("--out", help="folder to write (must not hold an edition yet)")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder to write (must not hold an edition yet)")],
     seed: Annotated[int, typer.Option("--seed", help="fixes every name, event and wording")] = 1,
-    events: Annotated[int | None, typer.Option("--events", min=200, help="events in all (2,465)")] = None,
+    events: Annotated[int | None, typer.Option("--events", min=200, help="events in all; default: 2,465")] = None,
 ) -> None:
     """Make an edition of the newswire: chunks, paraphrases, validation set, questions and the tasks that ask them."""
     from lm_eval_kinject.corpus.sources.newswire import make_edition, size_for, write_edition
@@ -210,7 +215,7 @@ def corpus_newswire(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="a recipe's YAML file, or the name of a bundled one")],
-    out: Annotated[Path | None, typer.Option("--out", help="folder of the result; default: runs/NAME")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="folder of the result; default: runs/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the unfinished run in that folder")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print counts, steps, time and memory; train nothing")

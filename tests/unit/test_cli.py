@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,42 @@ def test_retrieve_shows_hits_with_scores(monkeypatch, capsys, corpus: Path) -> N
     assert out.startswith("1. d1  score ")
     assert "Storm Amberfinch struck Whitebay." in out
     assert "2. " in out
+
+
+@pytest.mark.parametrize("spelling", ["-k", "--k"])
+def test_k_is_spelt_with_one_dash_or_two(monkeypatch, capsys, corpus: Path, spelling: str) -> None:
+    asked = ("retrieve", "Which town did the storm strike?", "--corpus", str(corpus), "--retriever", "bm25")
+    assert run(monkeypatch, *asked, spelling, "1") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1. d1  score ")
+    assert "2. " not in out  # without the option there would be three
+
+
+def test_the_question_in_the_readme_has_an_answer(monkeypatch, capsys) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (question,) = re.findall(r'kinject retrieve "(.+)"', readme)
+    assert run(monkeypatch, "retrieve", question, "--retriever", "bm25", "-k", "1") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1. nw2042-00865  score ")
+    assert "Storm Ironfinch" in question
+    assert "Storm Ironfinch" in out
+
+
+@pytest.mark.parametrize("command", [(), ("retrieve",), ("index",), ("index", "build"), ("adapters", "add")])
+def test_help_is_spelt_short_too(monkeypatch, capsys, command: tuple[str, ...]) -> None:
+    assert run(monkeypatch, *command, "-h") == 0
+    short = capsys.readouterr().out
+    assert run(monkeypatch, *command, "--help") == 0
+    assert short == capsys.readouterr().out
+    assert " ".join(("kinject", *command)) in short.splitlines()[1]
+    assert "--help" in short
+
+
+def test_an_empty_cache_says_what_would_be_in_it(monkeypatch, capsys, tmp_path: Path) -> None:
+    assert run(monkeypatch, "index", "list") == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""  # a list of nothing, for whoever reads it line by line
+    assert f"none yet in {tmp_path / 'cache'}" in shown.err
 
 
 def test_an_error_is_one_message_and_exit_code_1(monkeypatch, capsys, corpus: Path) -> None:
