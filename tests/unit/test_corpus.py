@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lm_eval_kinject.corpus import Corpus, bundled_corpora, load_corpus
+from lm_eval_kinject.corpus.sources.files import read_path
 from lm_eval_kinject.errors import ArgumentError, CorpusError, KinjectError
 from lm_eval_kinject.provenance import fingerprint_records
 
@@ -207,6 +209,57 @@ def test_realtimeqa(tmp_path: Path) -> None:
         assert "not stated" in corpus.licence
 
 
+MARKED = {
+    "UTF-8": codecs.BOM_UTF8,
+    "UTF-16LE": codecs.BOM_UTF16_LE,
+    "UTF-16BE": codecs.BOM_UTF16_BE,
+    "UTF-32LE": codecs.BOM_UTF32_LE,
+    "UTF-32BE": codecs.BOM_UTF32_BE,
+}
+TEXT = "Café „Zum 𝄞“ öffnet."  # one byte, two, three and four in UTF-8; a surrogate pair in UTF-16
+FORMS = {
+    "n.txt": TEXT,
+    "n.md": f"# T\n\n{TEXT}",
+    "n.csv": f"id,text\r\na,{TEXT}\r\n",
+    "n.tsv": f"id\ttext\na\t{TEXT}\n",
+    "n.jsonl": json.dumps({"id": "a", "text": TEXT}, ensure_ascii=False) + "\n",
+    "n.json": json.dumps([{"id": "a", "text": TEXT}], ensure_ascii=False),
+}
+
+
+@pytest.mark.parametrize("encoding", MARKED)
+@pytest.mark.parametrize("name", FORMS)
+def test_a_byte_order_mark_says_how_a_file_is_read(tmp_path: Path, name: str, encoding: str) -> None:
+    plain, marked = tmp_path / "plain" / name, tmp_path / "marked" / name
+    plain.parent.mkdir()
+    marked.parent.mkdir()
+    plain.write_bytes(FORMS[name].encode("utf-8"))
+    marked.write_bytes(MARKED[encoding] + FORMS[name].encode(encoding))
+    (item,) = read_path(marked).items
+    assert TEXT in item.text
+    assert item == read_path(plain).items[0]
+
+
+@pytest.mark.parametrize("encoding", MARKED)
+def test_marked_files_of_a_folder_keep_their_roles(tmp_path: Path, encoding: str) -> None:
+    """A card stays a card, and other wordings of the chunks no part of the corpus, however they are written."""
+    other = json.dumps({"chunk": "a", "number": 1, "text": "In other words."})
+    for name, text in {
+        "chunks.jsonl": json.dumps({"id": "a", "text": TEXT}),
+        "paraphrases.jsonl": other,
+        "README.md": "---\nlicense: cc-by-4.0\n---\n",
+    }.items():
+        (tmp_path / name).write_bytes(MARKED[encoding] + text.encode(encoding))
+    source = read_path(tmp_path)
+    assert [item.id for item in source.items] == ["a"]
+    assert source.licence == "cc-by-4.0"
+
+
+def test_a_few_nul_characters_are_text(tmp_path: Path) -> None:
+    (tmp_path / "n.txt").write_bytes(b"a\0b cdefgh")
+    assert read_path(tmp_path / "n.txt").items[0].text == "a\0b cdefgh"
+
+
 # What is wrong --------------------------------------------------------------------------------------------------------
 
 
@@ -262,8 +315,41 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("c.jsonl is not UTF-8: byte 0xe9 at offset 28 (line 2)", "iconv"),
     ),
     "not UTF-8 in a folder": (
-        lambda d: write(d / "n.txt", b"\xff\xfe\x00").parent,
+        lambda d: write(d / "n.txt", b"\xff\xfd").parent,
         ("n.txt is not UTF-8: byte 0xff at offset 0 (line 1)",),
+    ),
+    "Latin-1": (lambda d: write(d / "c.csv", b"text\ncaf\xe9\n"), ("byte 0xe9", "`iconv -f ISO-8859-1 -t UTF-8`")),
+    "Windows": (
+        lambda d: write(d / "c.md", b"\x93caf\xe9\x94\n"),
+        ("byte 0x93", "`iconv -f WINDOWS-1252 -t UTF-8`"),
+    ),
+    "UTF-8 with a mark, damaged": (
+        lambda d: write(d / "n.txt", b"\xef\xbb\xbfa\nb\xff"),
+        ("n.txt is not UTF-8: byte 0xff at offset 6 (line 2)", "cut off or damaged"),
+    ),
+    "UTF-16 cut off": (  # mark, `a`, newline, half of `b`
+        lambda d: write(d / "n.txt", b"\xff\xfea\0\n\0b"),
+        ("n.txt is not UTF-16: byte 0x62 at offset 6 (line 2)", "mark says UTF-16", "cut off"),
+    ),
+    "UTF-32 damaged": (
+        lambda d: write(d / "n.txt", b"\0\0\xfe\xff\0\0\0a\0\xff\0\0"),
+        ("n.txt is not UTF-32: byte 0x00 at offset 8 (line 1)", "mark says UTF-32"),
+    ),
+    "UTF-16 without a mark": (
+        lambda d: write(d / "c.csv", "text\ncafé\n".encode("utf-16-le")),
+        ("c.csv looks like UTF-16LE without a byte order mark", "`iconv -f UTF-16LE -t UTF-8`"),
+    ),
+    "UTF-16 without a mark, other order": (
+        lambda d: write(d / "c.jsonl", '{"text": "x"}'.encode("utf-16-be")),
+        ("`iconv -f UTF-16BE -t UTF-8`",),
+    ),
+    "UTF-32 without a mark": (
+        lambda d: write(d / "c.txt", "Storm".encode("utf-32-le")),
+        ("`iconv -f UTF-32LE -t UTF-8`",),
+    ),
+    "UTF-32 without a mark, other order": (
+        lambda d: write(d / "c.txt", "Storm".encode("utf-32-be")),
+        ("`iconv -f UTF-32BE -t UTF-8`",),
     ),
     "half a surrogate pair": (
         lambda d: write(d / "c.jsonl", '{"text": "a\\ud800b"}'),

@@ -2,7 +2,7 @@
 
 What it is for: rows or whole files become Documents (still to be cut) or Chunks (already cut: a row that names its
 ``document_id``, and every row of a prepared ``chunks.parquet``). What it does not do: it cleans and cuts nothing; a
-text stays as its bytes say.
+text stays as its bytes say (UTF-8, or what a byte order mark says).
 
 The one idea: a file is read to its end before anyone complains, so that one message lists all that is wrong with it
 (the first ten), each with its line.
@@ -10,6 +10,7 @@ The one idea: a file is read to its end before anyone complains, so that one mes
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -144,7 +145,9 @@ def _rewords_chunks(file: Path) -> bool:
 
             columns = set(pq.read_schema(file).names)
         elif file.suffix.lower() == ".jsonl":
-            with file.open(encoding="utf-8") as lines:
+            with file.open("rb") as opened:
+                codec, _ = _encoding(opened.read(4))
+            with file.open(encoding=codec) as lines:
                 columns = set(json.loads(lines.readline()))
         else:
             return False
@@ -171,21 +174,65 @@ def _read_file(path: Path, name: str, stem: str) -> list[Document | Chunk]:
         raise CorpusError(f"The corpus file {name} can't be read: {problem.strerror or problem}.") from problem
 
 
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
+    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),  # before UTF-16, whose mark is the first half of this one
+    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
+    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
+)
+"""Byte order marks, with the codec that reads what follows (and drops the mark) and its name for people."""
+
+
+def _encoding(start: bytes) -> tuple[str, str]:
+    """Codec, and name for people, of a file that starts with these bytes (four are enough): UTF-8 without a mark."""
+    return next(((codec, called) for mark, codec, called in _MARKS if start.startswith(mark)), ("utf-8", "UTF-8"))
+
+
 def decode(data: bytes, name: str) -> str:
-    """UTF-8 text of a file's bytes (a byte order mark is dropped).
+    """Text of a file's bytes: UTF-8, or UTF-16 or UTF-32 with a byte order mark (which is dropped).
 
     Raises:
-        CorpusError: naming the file, the line and the offset of the first byte that isn't UTF-8.
+        CorpusError: naming the file, the line and the offset of the first byte that isn't of its encoding, or the
+            encoding that the file seems to have where its mark is missing.
     """
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        offset = problem.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)
-        line = data.count(b"\n", 0, offset) + 1
+    codec, called = _encoding(data[:4])
+    if codec == "utf-8" and (wide := _wide_without_mark(data)):
+        # Mostly sound UTF-8, of letters with NUL between them: it would be read without complaint, as rubbish.
         raise CorpusError(
-            f"The corpus file {name} is not UTF-8: byte 0x{data[offset]:02x} at offset {offset} (line {line}). Convert "
-            f"it, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
+            f"The corpus file {name} looks like {wide} without a byte order mark. Convert it, for example with "
+            f"`iconv -f {wide} -t UTF-8`."
+        )
+    try:
+        return data.decode(codec)
+    except UnicodeDecodeError as problem:
+        # The codec of UTF-8 with a mark counts from behind it, the others from the file's first byte.
+        offset = problem.start + (len(codecs.BOM_UTF8) if codec == "utf-8-sig" else 0)
+        line = data[:offset].decode(codec, errors="replace").count("\n") + 1
+        raise CorpusError(
+            f"The corpus file {name} is not {called}: byte 0x{data[offset]:02x} at offset {offset} (line {line}). "
+            f"{_remedy(data, codec, called)}"
         ) from problem
+
+
+def _remedy(data: bytes, codec: str, called: str) -> str:
+    """What to do about bytes that aren't of the encoding that was taken for theirs."""
+    if codec != "utf-8":
+        return f"Its byte order mark says {called}: it is cut off or damaged, so write it anew."
+    # Bytes that are control characters in ISO-8859-1 are quotation marks, dashes and the euro in Windows' version.
+    western = "WINDOWS-1252" if any(0x80 <= byte < 0xA0 for byte in data) else "ISO-8859-1"
+    return f"Convert it from its own encoding; Western European text, for example, with `iconv -f {western} -t UTF-8`."
+
+
+def _wide_without_mark(data: bytes) -> str | None:
+    """``UTF-16LE`` and the like if every other byte, or three of four, are NUL, as Latin letters give; else None."""
+    head = data[:4096]
+    if head.count(0) * 4 < len(head) or len(head) < 2:
+        return None
+    nul_first = head[0::2].count(0) > head[1::2].count(0)
+    if head.count(0) * 8 > len(head) * 5:
+        return "UTF-32BE" if head[0::4].count(0) > head[3::4].count(0) else "UTF-32LE"
+    return "UTF-16BE" if nul_first else "UTF-16LE"
 
 
 def _read_text(path: Path, name: str, stem: str) -> list[Document | Chunk]:
@@ -398,7 +445,8 @@ def _front_matter(file: Path) -> dict[str, Any]:
 
     if file.suffix.lower() not in {".md", ".markdown"}:
         return {}
-    text = file.read_bytes().decode("utf-8", errors="replace")
+    data = file.read_bytes()
+    text = data.decode(_encoding(data[:4])[0], errors="replace")
     match = re.match(r"---\r?\n(.*?)\r?\n---\s*(\n|$)", text, re.DOTALL)
     if match is None:
         return {}
