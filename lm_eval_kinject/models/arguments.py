@@ -11,13 +11,12 @@ on what this list doesn't know.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from lm_eval_kinject.errors import ArgumentError
+from lm_eval_kinject.models import hf_arguments
 from lm_eval_kinject.models.pipeline import SLOTS, Pipeline
 from lm_eval_kinject.stages import (
     Line,
@@ -61,7 +60,6 @@ _LATER = {
     "temperature": "marginalised fusion",
 }
 _SECRETS = ("token", "hf_token", "use_auth_token", "auth_token", "api_key", "access_token")
-_EXCLUSIVE = (("peft", "delta"), ("parallelize", "tp_plan"), ("autogptq", "gptqmodel"))
 
 slot("scoring", "what is scored, and how")
 
@@ -147,7 +145,7 @@ def split(given: Mapping[str, Any], hf_names: Collection[str]) -> Split:
     stages, wrong = assemble(ALL_SLOTS, ours)
     problems += wrong
     problems += _contradictions(ours, hf)
-    problems += _missing_folders(hf)
+    problems += hf_arguments.problems(hf)
     if problems:
         raise ArgumentError(problems, WHERE)
     return Split(_build(stages), hf)
@@ -187,36 +185,11 @@ def _escape(value: Any, hf: dict[str, Any]) -> list[str]:
 
 
 def _contradictions(ours: Mapping[str, Any], hf: Mapping[str, Any]) -> list[str]:
-    problems = []
-    for one, other in _EXCLUSIVE:
-        if hf.get(one) and hf.get(other):
-            problems.append(f"{one}= and {other}= exclude each other; remove one of the two")
-    problems += [
+    return [
         f"adapter= and {other}= exclude each other; remove one of the two"
         for other in ("peft", "delta")
         if ours.get("adapter") and hf.get(other)
     ]
-    if hf.get("enable_thinking") and hf.get("think_end_token") is None:
-        problems.append("enable_thinking=True needs think_end_token=, the token that ends a model's thoughts; pass it")
-    if hf.get("peft") and importlib.util.find_spec("peft") is None:
-        problems.append("peft= needs the package peft; install it with `pip install peft`")
-    return problems
-
-
-def _missing_folders(hf: Mapping[str, Any]) -> list[str]:
-    """Values that can only be a path on this disk (a Hub id has one slash and no dot first), and aren't there."""
-    problems = []
-    for name in ("pretrained", "peft", "delta", "tokenizer"):
-        value = hf.get(name)
-        if not isinstance(value, str):
-            continue
-        path = Path(value).expanduser()
-        looks_local = value.startswith(("/", "./", "../", "~")) or value.count("/") > 1
-        if looks_local and not path.exists():
-            problems.append(
-                f"{name}={value}: no such folder; correct the path, or pass a Hub id in the form owner/name"
-            )
-    return problems
 
 
 def _build(stages: Mapping[str, Any]) -> RagArguments:

@@ -225,11 +225,8 @@ def test_failures_are_told_and_the_rest_goes_on(place):
     outcome = run_study(read_study(write_study(place, "failing", **changes)), place / "failing", say=told.append)
     assert outcome.scored == 2
     problems = {failure.cell or failure.weights: failure.problem for failure in outcome.failures}
-    assert (
-        set(problems)
-        == {"tiny/base/current_events_cloze/0-shot/" + name for name in problems if "k999" in name} | {"tiny/gone"}
-        or len(problems) == 2
-    )
+    assert len(problems) == 2
+    assert "tiny/gone" in problems
     assert any("has only 8 chunks" in problem for problem in problems.values())
     assert any("no-such-adapter" in problem for problem in problems.values())
     assert sum("FAILED" in line for line in told) == 2

@@ -40,7 +40,13 @@ def test_defaults(hf_names):
 
 
 def test_every_argument_of_hf_goes_to_hf(hf_names):
-    given = dict.fromkeys(hf_names - {"delta", "tp_plan", "gptqmodel", "enable_thinking"}, "x")
+    given = dict.fromkeys(hf_names - {"delta", "tp_plan", "gptqmodel", "enable_thinking"}, "x") | {
+        "backend": "causal", "truncation": True, "logits_cache": False, "max_length": 7, "device": "cpu",
+        "dtype": "bfloat16", "softmax_dtype": "float32", "mixed_precision_dtype": "float16", "batch_size": "auto:4",
+        "max_batch_size": 1, "trust_remote_code": 0, "use_fast_tokenizer": None, "add_bos_token": 1,
+        "prefix_token_id": 0, "parallelize": False, "chat_template_args": {"a": 1},
+    }  # fmt: skip
+    assert given.keys() == hf_names - {"delta", "tp_plan", "gptqmodel", "enable_thinking"}
     assert split(given, hf_names).hf == given
     assert split({"delta": "a/b"}, hf_names).hf == {"delta": "a/b"}
 
@@ -129,12 +135,95 @@ def test_a_retriever_by_id_or_folder(hf_names, tmp_path):
         ({"peft": "a/b", "delta": "c/d"}, "peft= and delta= exclude each other"),
         ({"parallelize": True, "tp_plan": "auto"}, "parallelize= and tp_plan="),
         ({"enable_thinking": True}, "think_end_token"),
+        ({"dtype": "float99"}, "dtype=float99 is unknown (did you mean float"),
+        ({"dtype": "bf16"}, "did you mean bfloat16?); pass auto, float32, float16 or bfloat16"),
+        ({"dtype": "Tensor"}, "dtype=Tensor is unknown"),  # a name of torch's, but no dtype
+        ({"dtype": 16}, "dtype=16 is unknown"),
+        ({"dtype": "int8"}, "dtype=int8 holds no fractions"),
+        ({"softmax_dtype": "auto"}, "softmax_dtype=auto is unknown; pass float32, float16 or bfloat16"),
+        ({"mixed_precision_dtype": "half precision"}, "mixed_precision_dtype=half precision is unknown"),
+        ({"bnb_4bit_compute_dtype": "bfloat"}, "bnb_4bit_compute_dtype=bfloat is unknown (did you mean bfloat16"),
+        ({"batch_size": 0}, "batch_size=0 must be a whole number of requests, 1 or more"),
+        ({"batch_size": -2.0}, "batch_size=-2 must be a whole number"),
+        ({"batch_size": "-2"}, "batch_size=-2 must be a whole number"),
+        ({"batch_size": 2.5}, "batch_size=2.5 must be a whole number"),
+        ({"batch_size": True}, "batch_size=True must be a whole number"),
+        ({"batch_size": None}, "batch_size=None must be a whole number"),
+        ({"batch_size": "automatic"}, "batch_size=automatic must be"),
+        ({"batch_size": "auto:"}, "auto:N with N above 0"),
+        ({"batch_size": "auto:0"}, "auto:N with N above 0"),
+        ({"batch_size": "auto:inf"}, "auto:N with N above 0"),
+        ({"batch_size": "auto:two"}, "auto:N with N above 0"),
+        ({"max_batch_size": 0}, "max_batch_size=0 must be a whole number (requests), 1 or more"),
+        ({"max_length": 0}, "max_length=0 must be a whole number (tokens), 1 or more"),
+        ({"max_length": -1.0}, "max_length=-1 must be"),
+        ({"max_length": "long"}, "max_length=long must be"),
+        ({"max_length": True}, "max_length=True must be"),
+        ({"prefix_token_id": -1}, "prefix_token_id=-1 must be a whole number (a token's id), 0 or more"),
+        ({"trust_remote_code": "no"}, "trust_remote_code=no must be True or False"),
+        ({"parallelize": 2}, "parallelize=2 must be True or False"),
+        ({"logits_cache": 0.0}, "logits_cache=0.0 must be True or False"),
+        ({"load_in_4bit": "yes"}, "load_in_4bit=yes must be True or False"),
+        ({"device": "cdua"}, "device=cdua is no device that torch knows (did you mean cuda"),
+        ({"device": "cuda:x"}, "device=cuda:x is no device that torch knows"),
+        ({"device": ""}, "device= is no device that torch knows"),
+        ({"device": 1}, "device=1 must be a device's name; pass for example cpu or cuda:1"),
+        ({"device": None, "pretrained": None}, "device=None must be a device's name"),
+        ({"backend": "casual"}, "backend=casual is unknown (did you mean causal"),
+        ({"chat_template_args": "x"}, "chat_template_args must be a dictionary"),
+        ({"pretrained": 7}, "pretrained=7 must be a name or a path"),
+        ({"peft": True}, "peft=True must be a name or a path"),
+        ({"model_kwargs": {"dtype": "float99"}}, "dtype=float99 is unknown"),
     ],
 )
 def test_wrong_arguments(given, said, hf_names):
     found = problems_of(hf_names, **given)
     assert len(found) == 1
     assert said in found[0]
+
+
+def test_values_of_hf_that_python_callers_pass(hf_names):
+    """Objects instead of names; for a model that is loaded already `hf` doesn't look at the device."""
+    import torch
+
+    model = torch.nn.Linear(1, 1)
+    for given in (
+        {"dtype": torch.bfloat16, "softmax_dtype": torch.float32, "batch_size": 8, "device": "cuda:7"},
+        {"dtype": "float8_e4m3fn", "batch_size": "8", "device": "mps"},
+        {"pretrained": model, "device": None},
+        {"pretrained": model, "tokenizer": object(), "device": torch.device("cpu")},
+        {"batch_size": "auto", "max_length": None, "max_batch_size": None, "dtype": None, "trust_remote_code": None},
+    ):
+        assert split(given, hf_names).hf == given
+
+
+@pytest.mark.parametrize(
+    ("given", "world", "here", "refused"),
+    [
+        ({}, "", False, True),
+        ({}, "", True, False),
+        ({}, "2", False, False),  # each process is given its own
+        ({"parallelize": True}, "", False, False),
+    ],
+)
+def test_cuda_is_missed_before_the_model_is_loaded(given, world, here, refused, hf_names, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: here)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    given = {"device": "cuda", **given}
+    if not refused:
+        assert split(given, hf_names).hf == given
+        return
+    (problem,) = problems_of(hf_names, **given)
+    assert problem == "device=cuda: torch finds no such device on this machine; pass device=cpu, or leave it out"
+
+
+def test_what_is_wrong_for_us_and_for_hf_is_said_at_once(hf_names):
+    found = problems_of(hf_names, k=-1, dtype="float99", device="cdua", batch_size=0, truncation="x", max_length=0)
+    assert [problem.split("=")[0] for problem in found] == [
+        "k", "truncation", "max_length", "dtype", "batch_size", "device",
+    ]  # fmt: skip
 
 
 def test_a_secret_is_not_repeated(hf_names):
