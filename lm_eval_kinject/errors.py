@@ -1,7 +1,7 @@
 """The few exception types of this package.
 
-Every message says what was wrong, where, and what to do about it. Libraries raise these; only `cli.py` (and
-`lm_eval` itself, which catches nothing) shows them to a person.
+Every message says what was wrong, where, and what to do about it. Libraries raise these; only `cli.py` (and, under
+`lm_eval`, which catches nothing, `models/ending.py`) shows them to a person.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ The one idea: ``hf`` loads and scores as ever; what it can't do without a traceb
 from __future__ import annotations
 
 import errno
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,7 +139,8 @@ class HFHost:
         """Says in one message what goes wrong while weights are loaded."""
         name = hf["pretrained"]
         try:
-            yield
+            with _quiet_adapter(hf):
+                yield
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise ModelError(
@@ -209,6 +211,16 @@ class HFHost:
     def gather(self, value: Any) -> list[Any] | None:
         """See ``HFLM.gather_object``."""
         return self.gather_object(value)
+
+
+@contextmanager
+def _quiet_adapter(hf: Mapping[str, Any]) -> Iterator[None]:
+    """Without the one warning that loading an adapter gives, about which nobody but PEFT can do anything."""
+    with warnings.catch_warnings():
+        if hf.get("peft"):
+            # PEFT 0.21 asks a model of transformers 5.23 by the old name; to be dropped when it no longer does.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _pin(hf: dict[str, Any], adapter: ResolvedAdapter) -> None:

@@ -16,7 +16,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_kinject.errors import ArgumentError
-from lm_eval_kinject.models import task_hook
+from lm_eval_kinject.models import ending, task_hook
 from lm_eval_kinject.models.arguments import WHERE, RagArguments, split
 from lm_eval_kinject.models.prompts import PromptWriter, mark_on
 from lm_eval_kinject.models.results import Figure, check_complete, figure_of, figures, ties
@@ -52,6 +52,7 @@ class RagMixin(_Base):
     """The class of lm_eval that is mixed into; a subclass names it."""
 
     def __init__(self, pretrained: Any = None, **arguments: Any) -> None:
+        ending.install()
         if pretrained is not None:
             arguments["pretrained"] = pretrained
         parameters = inspect.signature(self.host_class.__init__).parameters.values()

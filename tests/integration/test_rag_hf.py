@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 
 import pytest
 from helpers.local_tasks import (
@@ -627,6 +628,20 @@ def test_what_was_loaded_is_named_once(place, lora):
     assert lm.provenance() == before
     assert before["tokenizer"]["fingerprint"] == before["model"]["fingerprint"]
     assert before["loading"] == {"dtype": "bfloat16"}
+
+
+def test_an_adapter_is_loaded_without_pefts_warning_but_with_all_others(place, lora, monkeypatch):
+    create = RagHFLM._create_model
+
+    def create_and_warn(self, *args, **kwargs):
+        warnings.warn("another one", FutureWarning, stacklevel=2)
+        create(self, *args, **kwargs)
+
+    monkeypatch.setattr(RagHFLM, "_create_model", create_and_warn)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        RagHFLM(pretrained=make_tiny("llama", place / "models"), peft=str(lora), k=0, device="cpu")
+    assert [str(one.message) for one in caught if one.category is FutureWarning] == ["another one"]
 
 
 def test_what_has_no_commit_is_not_scored_closed_book_either(place, lora, monkeypatch):
