@@ -116,6 +116,22 @@ class RagMixin(_Base):
 
     # What lm_eval calls ---------------------------------------------------------------------------------------------
 
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Any:
+        """Makes the model from ``--model_args`` and the command's own options; see lm_eval's ``LM``.
+
+        Raises:
+            ArgumentError: both name the same thing, which lm_eval's command does for options with a default.
+        """
+        twice = [name for name, value in (additional_config or {}).items() if value is not None and name in arg_dict]
+        if twice:
+            ending.install()
+            raise ArgumentError(
+                [f"{name}= has an option of its own; remove it, and write --{name} {arg_dict[name]}" for name in twice],
+                WHERE,
+            )
+        return super().create_from_arg_obj(arg_dict, additional_config)  # type: ignore[misc]
+
     def loglikelihood(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         """Scores continuations, with retrieved text in their contexts; see lm_eval's ``LM.loglikelihood``.
 

@@ -563,6 +563,17 @@ def test_problems_are_found_before_a_model_is_loaded(place, monkeypatch):
         RagHFLM.create_from_arg_obj({"pretrained": "a/b", "k": 9, "corpus": str(place / "corpus")})
 
 
+def test_what_the_command_has_an_option_for_is_no_model_argument():
+    with pytest.raises(ArgumentError) as caught:  # the command's own values are its defaults
+        RagHFLM.create_from_arg_obj({"device": "cpu", "batch_size": 8, "k": 0}, {"device": "cuda:0", "batch_size": 1})
+    assert caught.value.problems == (
+        "device= has an option of its own; remove it, and write --device cpu",
+        "batch_size= has an option of its own; remove it, and write --batch_size 8",
+    )
+    lm = RagHFLM.create_from_arg_obj({"k": 0, "device": "cpu"}, {"device": None, "batch_size": 2})
+    assert (lm.rag.k, lm.batch_size, str(lm.device)) == (0, 2, "cpu")
+
+
 def test_an_unreachable_model():
     with pytest.raises(ModelError, match=r"pretrained=nobody/nothing.*spelling.*Without a network pass a folder"):
         RagHFLM(pretrained="nobody/nothing", k=0, device="cpu")
