@@ -179,10 +179,22 @@ def _is_connection_problem(problem: BaseException) -> bool:
     return "TransportError" in names or isinstance(problem, ConnectionError | TimeoutError)
 
 
+def _comes_from_xet(problem: BaseException) -> bool:
+    """hf_xet raises the builtin ConnectionError, so that only the place tells its errors from others."""
+    trace = problem.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "_upload_xet_files":
+            return isinstance(problem, ConnectionError)
+        trace = trace.tb_next
+    return False
+
+
 def _wait(problem: BaseException, number: int) -> float | None:
     """Seconds to wait before the next try; negative: trying again is no use; None: not the Hub's doing."""
     from huggingface_hub import errors
 
+    if _comes_from_xet(problem):
+        return -1  # hf_xet has tried for minutes by itself
     status = status_of(problem)
     if status in _PASSING or status in _RACES:
         headers = getattr(getattr(problem, "response", None), "headers", {})
@@ -221,6 +233,11 @@ def _advice(problem: BaseException) -> str:
     rerun = "run the same command again: it goes on where it stopped"
     if isinstance(problem, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it and try again."
+    if _comes_from_xet(problem):
+        return (
+            "Large files go through Xet where hf_xet is installed. If its servers can't be reached from here, or this "
+            f"Hub has none, set HF_HUB_DISABLE_XET=1 to send them without it; then {rerun}."
+        )
     if isinstance(problem, errors.LocalTokenNotFoundError) or status == 401:
         return "Log in with `hf auth login`, or set HF_TOKEN to a token with write access, and try again."
     if "quota" in text or "storage" in text or status in (402, 413, 507):

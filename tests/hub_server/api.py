@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -317,6 +318,19 @@ def _range(first: str, last: str, size: int) -> tuple[int, int]:
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
+
+
+@route("GET", rf"{_API}/xet-write-token/(?P<revision>[^/]+)")
+def xet_write_token(hub: HubServer, request: Request, kind: str, id: str, revision: str) -> Any:
+    """Where large files go through Xet: a service that this server names but doesn't have."""
+    from hub_server.server import Answer
+
+    _writer(hub, request, hub.store.find(kind, id, request.user))
+    if hub.xet is None:
+        raise Refused(404, "this Hub has no Xet")
+    found = {"casUrl": hub.xet, "exp": int(time.time()) + 900, "accessToken": "xet-token"}
+    headers = {"Cas-Url": found["casUrl"], "Token-Expiration": str(found["exp"]), "Access-Token": found["accessToken"]}
+    return Answer(found, headers={f"X-Xet-{name}": value for name, value in headers.items()})
 
 
 @route("POST", rf"{_API}/preupload/(?P<revision>[^/]+)")

@@ -75,6 +75,7 @@ class HubServer:
         part_size: bytes of such a part.
         quota: bytes of LFS files that all repositories together may hold; None: no limit.
         page_size: entries in a page of a listing.
+        xet: address of the Xet service that is announced to clients; None: no Xet. (There is no such service here.)
 
     Attributes:
         url: what ``HF_ENDPOINT`` must be.
@@ -90,11 +91,13 @@ class HubServer:
         part_size: int = 2 << 20,
         quota: int | None = None,
         page_size: int = 1000,
+        xet: str | None = None,
     ) -> None:
         self.store = store or Store()
         self.plan = Plan()
         self.multipart_from, self.part_size = multipart_from, part_size
         self.quota, self.page_size = quota, page_size
+        self.xet = xet
         self.secret = secrets.token_hex(8)
         self.parts: dict[tuple[str, int], bytes] = {}
         self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
