@@ -193,18 +193,17 @@ def _wait(problem: BaseException, number: int) -> float | None:
     """Seconds to wait before the next try; negative: trying again is no use; None: not the Hub's doing."""
     from huggingface_hub import errors
 
-    if _comes_from_xet(problem):
-        return -1  # hf_xet has tried for minutes by itself
     status = status_of(problem)
+    if _comes_from_xet(problem) or isinstance(problem, errors.OfflineModeIsEnabled):
+        return -1  # hf_xet has tried for minutes by itself; and a setting doesn't pass
     if status in _PASSING or status in _RACES:
         headers = getattr(getattr(problem, "response", None), "headers", {})
         asked = str(headers.get("retry-after", "")).strip()
         if asked.isdigit():
             return float(asked) + 1 if float(asked) <= LONGEST_WAIT else -1
-    elif isinstance(problem, errors.OfflineModeIsEnabled) or not _is_connection_problem(problem):
+    elif not _is_connection_problem(problem):
         known = errors.HfHubHTTPError, errors.HFValidationError, errors.LocalTokenNotFoundError
-        refused = status is not None or isinstance(problem, (*known, errors.OfflineModeIsEnabled))
-        return -1 if refused or _is_refusal(problem) else None
+        return -1 if status is not None or isinstance(problem, known) or _is_refusal(problem) else None
     return min(2.0 ** (number - 1), 30.0)
 
 

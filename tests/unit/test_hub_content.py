@@ -173,6 +173,21 @@ def test_waits_double_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.__cause__ is None, "its text would carry the token into a traceback"
 
 
+def test_offline_mode_is_a_setting_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exception is a ConnectionError, of which others pass."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    waits: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", waits.append)
+
+    def work() -> None:
+        raise OfflineModeIsEnabled("offline mode is enabled")
+
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set: unset it and try again"):
+        attempt("push to me/x", work)
+    assert waits == []
+
+
 def test_what_isnt_the_hubs_doing_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     def work() -> None:
         raise KeyError("a bug of ours")
