@@ -13,15 +13,19 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_kinject.errors import ArgumentError
+from lm_eval_kinject.log import log
 from lm_eval_kinject.models import ending, task_hook
 from lm_eval_kinject.models.arguments import WHERE, RagArguments, split
+from lm_eval_kinject.models.pipeline import SLOTS
 from lm_eval_kinject.models.prompts import PromptWriter, mark_on
 from lm_eval_kinject.models.results import Figure, check_complete, figure_of, figures, ties
 from lm_eval_kinject.provenance import environment
 from lm_eval_kinject.retrieval.library import Library, clock
+from lm_eval_kinject.stages import known_arguments
 
 if TYPE_CHECKING:
     from lm_eval_kinject.models.host import Host
@@ -59,6 +63,8 @@ class RagMixin(_Base):
         names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"}
         parted = split(arguments, names)
         stages = parted.rag.pipeline
+        if parted.rag.k == 0 and (idle := _idle(arguments)):
+            log.info("With k=0 nothing is retrieved, so this has no effect: %s.", ", ".join(idle))
         library = Library(stages.search, stages.rerank, "cpu", WHERE)
         if stages.search.k > 0 and stages.search.corpus is not None:
             library.corpus(stages.search.corpus)  # what is wrong with it is found before the model is loaded
@@ -271,3 +277,9 @@ class RagMixin(_Base):
         ]
         for part in self.gather(mine) or ():
             self._written.update({(figure.task, figure.doc_id): figure for figure in part})
+
+
+def _idle(arguments: Mapping[str, Any]) -> list[str]:
+    """The given arguments that say how to retrieve, as they were typed."""
+    given = [name for name in known_arguments(SLOTS) if name != "k" and arguments.get(name) not in (None, "none")]
+    return [f"{name}={arguments[name]}" for name in arguments if name in given]

@@ -606,6 +606,24 @@ def test_the_embedded_reader_is_the_default_and_says_so(monkeypatch, tmp_path, c
     assert len([r for r in caplog.records if "embedded reader" in r.message and "pretrained=" in r.message]) == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"k": 0, "retriever": "bm25", "corpus": "docs", "scorer": "harness"}, "retriever=bm25, corpus=docs"),
+        ({"k": 0, "placement": "start"}, "placement=start"),
+        ({"k": 0, "retriever": "none"}, ""),
+        ({"retriever": None}, ""),
+        ({"k": 0}, ""),
+        ({"k": 3, "retriever": "bm25"}, ""),
+    ],
+)
+def test_what_has_no_effect_with_k_0_is_named(place, caplog, given, named):
+    with caplog.at_level("INFO", "lm_eval.kinject"):
+        RagHFLM(pretrained=make_tiny("llama", place / "models"), device="cpu", **given)
+    said = [r.getMessage() for r in caplog.records if "no effect" in r.getMessage()]
+    assert said == ([f"With k=0 nothing is retrieved, so this has no effect: {named}."] if named else [])
+
+
 def test_an_adapter_is_named_in_the_results(place, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

@@ -194,17 +194,3 @@ def test_what_isnt_the_hubs_doing_passes(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with pytest.raises(KeyError):
         attempt("push to me/x", work)
-
-
-def test_offline_mode_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    waits: list[float] = []
-    monkeypatch.setattr(client.time, "sleep", waits.append)
-
-    def work() -> None:
-        raise OfflineModeIsEnabled("Cannot reach https://hub: offline mode is enabled.")
-
-    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set: unset it"):
-        attempt("push to me/x", work)
-    assert waits == []
