@@ -28,6 +28,7 @@ __all__ = ["Figure", "check_complete", "figure_of", "figures", "model_identity",
 _CUTOFFS = (1, 3, DEPTH)
 _WHOLE = 64 << 20  # files up to 64 MiB are fingerprinted whole
 _EDGE = 1 << 20  # of larger ones the first and last MiB, and the size
+_RECORDS = ("kinject.json", "trials.json")  # what our trainer says of a run: times, which load nothing
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".model", ".jinja", ".txt", ".gguf", ".pt")
 
 
@@ -143,7 +144,7 @@ def _folder_fingerprint(folder: Path) -> tuple[str, str]:
     entries: dict[str, Any] = {}
     sampled = False
     for file in sorted(folder.iterdir()):
-        if not file.is_file() or file.suffix not in _WEIGHTS_AND_SETTINGS:
+        if not file.is_file() or file.suffix not in _WEIGHTS_AND_SETTINGS or file.name in _RECORDS:
             continue
         size = file.stat().st_size
         if size <= _WHOLE:

@@ -55,9 +55,12 @@ def weight_arguments(study: Study, cell: Cell, out: Path) -> dict[str, Any]:
 def command_of(study: Study, cell: Cell, out: Path) -> list[str]:
     """The `lm_eval` command whose result a cell is."""
     given = {**weight_arguments(study, cell, out), **dict(cell.arguments)}
+    device = given.pop("device", None)  # lm_eval passes it on twice if it stands in model_args
     said = [f"{name}={value}" for name, value in given.items()]
     command = ["lm_eval", "--model", "rag-hf", "--model_args", ",".join(said), "--tasks", cell.task]
     command += ["--num_fewshot", str(cell.shots), "--batch_size", str(study.batch_size)]
+    if device is not None:
+        command += ["--device", str(device)]
     if study.limit is not None:
         command += ["--limit", str(study.limit)]
     if study.apply_chat_template:

@@ -677,7 +677,7 @@ def test_what_has_no_commit_is_not_scored_closed_book_either(place, lora, monkey
     def nameless(name, *, commit, revision):
         return {"name": "me/adapter", "revision": revision, "commit": None}
 
-    monkeypatch.setattr("lm_eval_kinject.models.rag.model_identity", nameless)
+    monkeypatch.setattr("lm_eval_kinject.models.hf_host.model_identity", nameless)
     with pytest.raises(ProvenanceError, match=r"peft\.commit \(of me/adapter\)"):
         RagHFLM(pretrained=make_tiny("llama", place / "models"), peft=str(lora), k=0, device="cpu")
 
