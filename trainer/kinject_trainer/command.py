@@ -255,14 +255,18 @@ def _publish(
 
 
 def _name_base(folder: Path, materials: Materials) -> None:
-    """Makes an adapter name its base as the recipe does: a path of this machine helps nobody."""
+    """Makes an adapter name its base as the recipe does (a path of this machine helps nobody), its modules in order."""
     config = folder / "adapter_config.json"
     if not config.is_file():
         return
     base = materials.base
     is_hub = "/" in base.public_name
     named = {"base_model_name_or_path": base.public_name, "revision": base.identity if is_hub else None}
-    write_json(config, {**read_json(config), **named})
+    said = read_json(config)
+    for part in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(said.get(part), list):  # sets in PEFT, written in an order that changes from run to run
+            said[part] = sorted(said[part])
+    write_json(config, {**said, **named})
 
 
 def _record(
