@@ -21,7 +21,7 @@ from lm_eval_kinject.provenance import read_json
 from lm_eval_kinject.study.cells import MANIFEST
 from lm_eval_kinject.study.outcomes import Answered, CellOutcome
 
-__all__ = ["load_curves", "load_outcomes", "read_samples", "result_file", "study_provenance"]
+__all__ = ["load_curves", "load_outcomes", "manifests", "read_samples", "result_file", "study_provenance"]
 
 _METRICS = ("acc", "exact_match", "em", "f1")
 
@@ -63,7 +63,13 @@ def read_samples(results: Path) -> dict[str, list[dict[str, Any]]]:
 
 def load_outcomes(out: Path) -> list[CellOutcome]:
     """The finished cells of a study's folder."""
-    return [_outcome(manifest) for manifest in sorted((out / "cells").rglob(MANIFEST))]
+    return [_outcome(manifest) for manifest in manifests(out)]
+
+
+def manifests(out: Path) -> list[Path]:
+    """Those of all finished cells; what a killed run left half-written is hidden and doesn't count."""
+    found = sorted((out / "cells").rglob(MANIFEST))
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(out).parts)]
 
 
 def _outcome(manifest: Path) -> CellOutcome:
@@ -174,7 +180,7 @@ def study_provenance(out: Path) -> dict[str, Any]:
     if study.get("about"):
         said["about"] = " ".join(study["about"].split())
     found: dict[str, dict[str, Any]] = {}
-    for manifest in sorted((out / "cells").rglob(MANIFEST)):
+    for manifest in manifests(out):
         told = read_json(result_file(manifest.parent))["config"]["kinject"]
         for corpus in told.get("corpora", ()):
             found.setdefault("corpora", {})[corpus["name"]] = corpus["fingerprint"]

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -145,6 +146,8 @@ class Scoring:
 
     def job(self, name: str, cells: Sequence[Cell], outcome: Outcome) -> None:
         """Trains, loads and scores the cells of one name of weights; what fails is noted and the rest goes on."""
+        for left in (self._out / "cells" / name).rglob(".*.part"):  # by a killed run
+            shutil.rmtree(left, ignore_errors=True)
         try:
             self._train(cells[0])
             self.load(cells[0])

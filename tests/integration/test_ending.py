@@ -36,7 +36,12 @@ def interrupted(folder: Path, arguments: list[str], moment: Callable[[str], obje
     environment = {**os.environ, **ENVIRONMENT, "KINJECT_CACHE": str(folder / "cache")}
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [LM_EVAL, *arguments], stdout=subprocess.DEVNULL, stderr=stderr, env=environment, cwd=folder
+            [LM_EVAL, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env=environment,
+            cwd=folder,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell runs with &
         )
         try:
             while not moment(log.read_text(encoding="utf-8", errors="replace")):

@@ -282,7 +282,7 @@ def spies(monkeypatch):
         made.append(Spy(corpus))
         return made[-1]
 
-    monkeypatch.setattr("lm_eval_kinject.retrieval.make_retriever", make)
+    monkeypatch.setattr("lm_eval_kinject.retrieval.library.make_retriever", make)
     return made
 
 
@@ -590,7 +590,7 @@ def test_an_adapter_that_is_none(place, tmp_path):
 
 
 def test_no_embedded_reader(monkeypatch, tmp_path):
-    monkeypatch.setattr("lm_eval_kinject.models.rag.assets_dir", lambda: tmp_path)
+    monkeypatch.setattr("lm_eval_kinject.models.hf_host.assets_dir", lambda: tmp_path)
     with pytest.raises(ModelError, match=r"no embedded reader.*pretrained=Qwen"):
         RagHFLM(k=0)
 
@@ -599,7 +599,7 @@ def test_the_embedded_reader_is_the_default_and_says_so(monkeypatch, tmp_path, c
     import shutil
 
     shutil.copytree(make_tiny("llama", place / "models"), tmp_path / "reader")
-    monkeypatch.setattr("lm_eval_kinject.models.rag.assets_dir", lambda: tmp_path)
+    monkeypatch.setattr("lm_eval_kinject.models.hf_host.assets_dir", lambda: tmp_path)
     with caplog.at_level("INFO", "lm_eval.kinject"):
         lm = RagHFLM(k=0)
     assert lm.pretrained == str(tmp_path / "reader")
@@ -706,7 +706,7 @@ def test_the_base_is_loaded_at_the_commit_of_the_record(monkeypatch, tmp_path):
         "events": ResolvedAdapter("events", tmp_path, "me/events", "a" * 40, True, "me/base", commit),
         "whole": ResolvedAdapter("whole", tmp_path, "me/whole", "a" * 40, False, "me/base", commit),
     }
-    monkeypatch.setattr("lm_eval_kinject.models.rag.resolve", known.__getitem__)
+    monkeypatch.setattr("lm_eval_kinject.models.hf_host.resolve", known.__getitem__)
     loaded: list[dict] = []
 
     def load(self, hf):
@@ -738,7 +738,7 @@ def test_an_adapter_of_the_registry_by_its_name(place, tmp_path, monkeypatch):
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(tmp_path / "files")
     commit = "0123456789" * 4
     known = ResolvedAdapter("events", tmp_path / "files", "me/events", commit, True, "me/base", None)
-    monkeypatch.setattr("lm_eval_kinject.models.rag.resolve", lambda name: {"events": known}[name])
+    monkeypatch.setattr("lm_eval_kinject.models.hf_host.resolve", lambda name: {"events": known}[name])
 
     lm = RagHFLM(pretrained=base, adapter="events", k=0, device="cpu")
     assert lm.peft == str(tmp_path / "files")
@@ -748,7 +748,7 @@ def test_an_adapter_of_the_registry_by_its_name(place, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="was trained on me/base"):
         RagHFLM(pretrained="other/base", adapter="events", k=0)
     wrong = ResolvedAdapter("events", tmp_path / "files", None, None, True, "other/base", None)
-    monkeypatch.setattr("lm_eval_kinject.models.rag.resolve", lambda name: wrong)
+    monkeypatch.setattr("lm_eval_kinject.models.hf_host.resolve", lambda name: wrong)
     with pytest.raises(ModelError, match="was trained on other/base"):
         RagHFLM(pretrained="me/base", adapter="events", k=0)
 

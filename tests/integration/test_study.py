@@ -23,10 +23,10 @@ from lm_eval.utils import sanitize_model_name
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.provenance import read_json
 from lm_eval_kinject.study import rerun as reruns
-from lm_eval_kinject.study.cells import MANIFEST, cell_folder
+from lm_eval_kinject.study.cells import cell_folder
 from lm_eval_kinject.study.engines import Workers
 from lm_eval_kinject.study.grid import read_study
-from lm_eval_kinject.study.load import load_curves, load_outcomes, read_samples, result_file
+from lm_eval_kinject.study.load import load_curves, load_outcomes, manifests, read_samples, result_file
 from lm_eval_kinject.study.run import run_study
 
 WORKER = (sys.executable, "-m", "lm_eval_kinject.cli", "study", "run")
@@ -94,7 +94,7 @@ def without_times(value):
 def contents(out: Path) -> dict[str, object]:
     """All results and samples of a study's folder, without times; paths of the folder itself replaced."""
     found = {}
-    for manifest in sorted((out / "cells").rglob(MANIFEST)):
+    for manifest in manifests(out):
         results = result_file(manifest.parent)
         both = [without_times(read_json(results)), read_samples(results), read_json(manifest)["axes"]]
         text = json.dumps(both).replace(str(out), "OUT").replace(sanitize_model_name(str(out)), "OUT")
@@ -216,6 +216,7 @@ def test_killed_and_resumed_is_undisturbed(done, place):
     outcome = run_study(study, target)
     assert outcome.failures == []
     assert reruns._flat_differences("", contents(out), contents(target)) == []
+    assert not list((target / "cells").rglob(".*"))
 
 
 def test_failures_are_told_and_the_rest_goes_on(place):
