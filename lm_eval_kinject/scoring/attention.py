@@ -16,14 +16,23 @@ request, never the packed order. A context ``a b`` with the options ``c d`` and 
     2 e       ■ ■ ⬚ ⬚ ■ ⬚      2 e       ■ ■ ⬚ ⬚ ■ ⬚
     3 f       ■ ■ ⬚ ⬚ ■ ■      3 f       ⬚ ■ ⬚ ⬚ ■ ■
 
+With chunks of C positions instead of a window, the positions of k and q must lie in the same chunk. Either way a query
+sees its ancestors from some position on.
+
 A dense mask would cost the square of the pack. So queries go in tiles of consecutive tokens, and a tile meets only
 the stretches of keys that some query of it can see; most of the mask is never made.
+
+The pack reaches the layers through a context variable, not through the model's keyword arguments, which some models
+lose on the way. Scores that are capped or share their softmax with a sink are written out, tile by tile, as the models
+do it themselves; all others take torch's SDPA.
 """
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,16 +44,17 @@ from lm_eval_kinject.scoring.plan import IntArray, Pack, Trie
 ATTENTION_NAME = "kinject_shared_prefix"
 """Our name in transformers' attention registry. No mask function has it, so models build no mask of their own."""
 
-PACK_ARGUMENT = "kinject_pack"
-"""The keyword under which a `PackAttention` travels through the model's forward to each attention layer."""
-
 _HARMLESS = frozenset(
     {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "position_embeddings", "use_cache"}
     | {"cache_position", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits"}
 )
 _TILE_ON_CPU = 64
 _TILE_ON_ACCELERATOR = 1024
+_WRITTEN_OUT_TILE = 256  # at most, where scores are held for all heads at once
 _MERGE_GAP = 32  # stretches of keys closer than this are read as one: copying costs more than masking
+
+Growth = Callable[[torch.Tensor], torch.Tensor]
+"""A factor for each of a list of positions."""
 
 KeyValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """By attention module: keys ``[1, kv_heads, path, head_dim]`` and values along the current path."""
@@ -52,6 +62,39 @@ KeyValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 class UnsupportedAttentionError(RuntimeError):
     """A layer asked for something that this attention doesn't compute exactly; its text says what."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A layer whose tokens see back to the start of their own chunk of `size` positions."""
+
+    size: int
+
+
+Reach = int | Chunk | None
+"""How far back a layer's tokens see: a window in positions, their own included; their chunk; everything (None)."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a layer turns products of queries and keys into weights, where that isn't scaling and softmax alone.
+
+    Attributes:
+        cap: scores are squeezed into ±cap by ``cap * tanh(score / cap)``, before the mask (Gemma-2); None for not.
+        sinks: ``[heads]`` one logit a head that takes part in the softmax and is then dropped (gpt-oss); None for none.
+    """
+
+    cap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is neither."""
+        return self.cap is None and self.sinks is None
+
+
+_PLAIN = Scores()
+_pack: ContextVar[PackAttention | None] = ContextVar("kinject_pack", default=None)
 
 
 @dataclass(frozen=True)
@@ -63,7 +106,7 @@ class Tile:
     stretches: tuple[tuple[int, int], ...]
 
 
-def cut_tiles(positions: IntArray, ends: IntArray, past: int, window: int | None, size: int) -> list[Tile]:
+def cut_tiles(positions: IntArray, ends: IntArray, past: int, reach: Reach, size: int) -> list[Tile]:
     """Cuts the queries of a pack into tiles.
 
     A tile ends when it is full, or where the trie branches off so far up that the next token has little in common
@@ -73,7 +116,7 @@ def cut_tiles(positions: IntArray, ends: IntArray, past: int, window: int | None
         positions: ``[past + n]`` positions of path and pack.
         ends: ``[past + n]`` subtree ends, as indices into the same list.
         past: length of the path; queries are the rest.
-        window: how many positions a query sees, its own included; None for all.
+        reach: how far back a query sees.
         size: most queries in a tile.
     """
     total = len(positions)
@@ -84,11 +127,16 @@ def cut_tiles(positions: IntArray, ends: IntArray, past: int, window: int | None
         while start < border:
             stop = min(start + size, border)
             seen = ends[:stop] > start
-            if window is not None:
-                seen &= positions[:stop] > positions[start:stop].min() - window
+            if reach is not None:
+                seen &= positions[:stop] >= _since(positions[start:stop], reach).min()
             tiles.append(Tile(start, stop, _stretches(seen)))
             start = stop
     return tiles
+
+
+def _since(positions: Any, reach: int | Chunk) -> Any:
+    """The earliest position that tokens at `positions` (an array or a tensor) see."""
+    return positions // reach.size * reach.size if isinstance(reach, Chunk) else positions - reach + 1
 
 
 def _stretches(seen: Any) -> tuple[tuple[int, int], ...]:
@@ -134,7 +182,7 @@ class PackAttention:
         self._ends = trie.ends[members] - pack.start + self._past_length
         self._keep = pack.keep
         self._past = past
-        self._tiles: dict[tuple[int | None, torch.device, torch.dtype], list[tuple[Tile, torch.Tensor]]] = {}
+        self._tiles: dict[tuple[Reach, int, torch.device, torch.dtype], list[tuple[Tile, torch.Tensor]]] = {}
         self.kept: KeyValues = {}
         self.layers_seen: set[int] = set()
 
@@ -145,7 +193,8 @@ class PackAttention:
         key: torch.Tensor,
         value: torch.Tensor,
         scaling: float | None,
-        window: int | None,
+        reach: Reach,
+        scores: Scores = _PLAIN,
     ) -> torch.Tensor:
         """Attention of one layer.
 
@@ -155,7 +204,8 @@ class PackAttention:
             key: ``[1, kv_heads, n, head_dim]``, rotated; of this pack alone.
             value: ``[1, kv_heads, n, value_dim]``; of this pack alone.
             scaling: factor on the scores; None for ``head_dim ** -0.5``.
-            window: this layer's window in positions, or None.
+            reach: how far back this layer sees.
+            scores: its cap and its sinks, if it has any.
 
         Returns:
             ``[1, n, heads, value_dim]``.
@@ -174,41 +224,61 @@ class PackAttention:
 
         self.finished = layer == self._last_layer
         out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
-        for tile, mask in self._tiles_for(window, query):
+        for tile, mask in self._tiles_for(reach, query, scores.plain):
             start, stop = tile.start - self._past_length, tile.stop - self._past_length
             if self.finished and bisect_left(self.scored_rows, start) == bisect_left(self.scored_rows, stop):
                 continue
-            attended = _sdpa(
-                query[:, :, start:stop], _take(key, tile.stretches), _take(value, tile.stretches), mask, scaling
-            )
+            states = query[:, :, start:stop], _take(key, tile.stretches), _take(value, tile.stretches)
+            attended = _sdpa(*states, mask, scaling) if scores.plain else _written_out(*states, mask, scaling, scores)
             out[:, start:stop] = attended.transpose(1, 2)
         return out
 
-    def _tiles_for(self, window: int | None, query: torch.Tensor) -> list[tuple[Tile, torch.Tensor]]:
-        """Tiles with their masks ``[queries, keys]`` (0 visible, -inf not), made once a pack, window and device."""
-        if window is not None and window > self._positions.max():
-            window = None  # wider than anything here: share the tiles of the full layers
-        found = self._tiles.get((window, query.device, query.dtype))
+    def at_own_positions(self, query: torch.Tensor, growth: Growth) -> torch.Tensor:
+        """Queries that the model scaled by their place in the pack, scaled by their position instead.
+
+        Args:
+            query: ``[1, heads, n, head_dim]``, each token's already multiplied by ``growth`` of its place in the pack.
+            growth: gives the factor for each of a list of positions; never 0.
+        """
+        positions = torch.as_tensor(self._positions[self._past_length :], device=query.device)
+        places = torch.arange(self.n_queries, device=query.device)
+        ratio = growth(positions) / growth(places)
+        return (query * ratio[:, None]).to(query.dtype)
+
+    def _tiles_for(self, reach: Reach, query: torch.Tensor, plain: bool) -> list[tuple[Tile, torch.Tensor]]:
+        """Tiles with masks ``[queries, keys]`` (0 visible, -inf not), made once a pack, reach, size and device."""
+        if reach is not None and (reach.size if isinstance(reach, Chunk) else reach) > self._positions.max():
+            reach = None  # wider than anything here: share the tiles of the full layers
+        size = _TILE_ON_CPU if query.device.type == "cpu" else _TILE_ON_ACCELERATOR
+        size = size if plain else min(size, _WRITTEN_OUT_TILE)
+        found = self._tiles.get((reach, size, query.device, query.dtype))
         if found is None:
-            size = _TILE_ON_CPU if query.device.type == "cpu" else _TILE_ON_ACCELERATOR
-            tiles = cut_tiles(self._positions, self._ends, self._past_length, window, size)
+            tiles = cut_tiles(self._positions, self._ends, self._past_length, reach, size)
             positions = torch.as_tensor(self._positions, device=query.device)
             ends = torch.as_tensor(self._ends, device=query.device)
-            found = [(tile, _mask(tile, positions, ends, window, query.dtype)) for tile in tiles]
-            self._tiles[window, query.device, query.dtype] = found
+            found = [(tile, _mask(tile, positions, ends, reach, query.dtype)) for tile in tiles]
+            self._tiles[reach, size, query.device, query.dtype] = found
         return found
 
 
-def _mask(
-    tile: Tile, positions: torch.Tensor, ends: torch.Tensor, window: int | None, dtype: torch.dtype
-) -> torch.Tensor:
+@contextlib.contextmanager
+def handed_to_layers(pack: PackAttention) -> Iterator[None]:
+    """While entered, layers that call `shared_prefix_attention` in this thread find `pack` there."""
+    token = _pack.set(pack)
+    try:
+        yield
+    finally:
+        _pack.reset(token)
+
+
+def _mask(tile: Tile, positions: torch.Tensor, ends: torch.Tensor, reach: Reach, dtype: torch.dtype) -> torch.Tensor:
     """The mask drawn at the top of this file, for the keys of one tile: ``[queries, keys]``, 0 or -inf."""
     device = positions.device
     q = torch.arange(tile.start, tile.stop, device=device)[:, None]
     k = torch.cat([torch.arange(a, b, device=device) for a, b in tile.stretches])[None, :]
     visible = (k <= q) & (q < ends[k])
-    if window is not None:
-        visible &= positions[q] - positions[k] < window
+    if reach is not None:
+        visible &= positions[k] >= _since(positions, reach)[q]
     return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, float("-inf"))
 
 
@@ -239,6 +309,31 @@ def _sdpa(
     return out.flatten(0, 1).unsqueeze(0)
 
 
+def _written_out(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    scores: Scores,
+) -> torch.Tensor:
+    """Masked attention with grouped heads, a cap and sinks, ``[1, heads, n, dim]``; as the models' eager code has it.
+
+    Products in the states' precision, softmax in float32.
+    """
+    kv_heads, n = key.shape[1], query.shape[2]
+    grouped = query.unflatten(1, (kv_heads, -1)).flatten(2, 3)  # a key head's query heads, one below the other
+    logits = grouped @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    if scores.cap is not None:
+        logits = logits.div_(scores.cap).tanh_().mul_(scores.cap)
+    logits = logits.unflatten(2, (-1, n)).add_(mask)
+    if scores.sinks is not None:
+        sinks = scores.sinks.to(logits).view(1, kv_heads, -1, 1, 1).expand(*logits.shape[:-1], 1)
+        logits = torch.cat([logits, sinks], dim=-1)
+    weights = logits.softmax(dim=-1, dtype=torch.float32).to(value.dtype)[..., : key.shape[2]]
+    return (weights.flatten(2, 3) @ value).unflatten(2, (-1, n)).flatten(1, 2)
+
+
 def shared_prefix_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -250,12 +345,13 @@ def shared_prefix_attention(
     """The registered attention function; see transformers' ``AttentionInterface`` for the calling convention.
 
     Raises:
-        UnsupportedAttentionError: the layer passes a mask or an argument (soft cap, sinks, position bias, …) that
-            this attention doesn't know, or the model's forward didn't hand the pack through.
+        UnsupportedAttentionError: the layer passes a mask or an argument (position bias, chosen keys, …) that this
+            attention doesn't know, or no pack is being forwarded.
     """
-    pack = kwargs.pop(PACK_ARGUMENT, None)
-    if not isinstance(pack, PackAttention):
-        raise UnsupportedAttentionError(f"{type(module).__name__} doesn't receive the forward's keyword arguments")
+    pack = _pack.get()
+    if pack is None:
+        raise UnsupportedAttentionError(f"{type(module).__name__} attends outside a pack's forward")
+    scores = Scores(kwargs.pop("softcap", None), kwargs.pop("s_aux", None))
     unknown = sorted(
         name for name, given in kwargs.items() if name not in _HARMLESS and given is not None and given is not False
     )
@@ -264,5 +360,35 @@ def shared_prefix_attention(
         raise UnsupportedAttentionError(f"{type(module).__name__} asks its attention for {what}")
     if kwargs.get("is_causal", getattr(module, "is_causal", True)) is False:
         raise UnsupportedAttentionError(f"{type(module).__name__} isn't causal")
-    attended = pack.attend(id(module), query, key, value, kwargs.get("scaling"), kwargs.get("sliding_window"))
-    return attended, None
+    growth = _temperature_by_place(module)
+    if growth is not None:
+        query = pack.at_own_positions(query, growth)
+    reach = _reach(module, kwargs)
+    return pack.attend(id(module), query, key, value, kwargs.get("scaling"), reach, scores), None
+
+
+def _reach(module: torch.nn.Module, said: Mapping[str, Any]) -> Reach:
+    """How far back a layer sees: what its call says, else what its configuration says of its kind.
+
+    Models whose masks alone know leave the window out of the call (Qwen2-MoE); chunks are in none (Llama-4).
+    """
+    if "sliding_window" in said:
+        window: int | None = said["sliding_window"]
+        return window
+    config: Any = getattr(module, "config", None)
+    kinds, index = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
+    kind = kinds[index] if kinds and isinstance(index, int) else "full_attention"
+    if kind == "chunked_attention":
+        return Chunk(int(config.attention_chunk_size))
+    return int(config.sliding_window) if kind == "sliding_attention" else None
+
+
+def _temperature_by_place(module: Any) -> Growth | None:
+    """The factor on the queries of a Llama-4 layer without rotary positions, which takes it from their place.
+
+    Its code counts the tokens of the forward, ``floor((place + 1) / floor_scale)``, and never looks at position ids.
+    """
+    if not getattr(module, "attn_temperature_tuning", False) or getattr(module, "use_rope", True):
+        return None
+    floor, scale = float(module.floor_scale), float(module.attn_scale)
+    return lambda places: torch.log1p(torch.floor((places.float() + 1.0) / floor)) * scale + 1.0

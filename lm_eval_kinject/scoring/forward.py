@@ -26,10 +26,10 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from lm_eval_kinject.scoring.attention import (
     ATTENTION_NAME,
-    PACK_ARGUMENT,
     KeyValues,
     PackAttention,
     UnsupportedAttentionError,
+    handed_to_layers,
     shared_prefix_attention,
 )
 from lm_eval_kinject.scoring.last_block import LastBlock
@@ -167,10 +167,12 @@ class TreeForward:
         rows = np.asarray(attention.scored_rows, np.int64)
         row_of_pair = np.searchsorted(rows, trie.rows[pairs] - pack.start)
         tokens, positions = trie.tokens[pack.start : pack.stop], trie.positions[pack.start : pack.stop]
-        with _tree_attention(self._configs), self._last_block.only_scored_rows(attention):
-            logits = self._logits(
-                tokens, rows, position_ids=self._batch_of_one(positions), **{PACK_ARGUMENT: attention}
-            )
+        with (
+            _tree_attention(self._configs),
+            handed_to_layers(attention),
+            self._last_block.only_scored_rows(attention),
+        ):
+            logits = self._logits(tokens, rows, position_ids=self._batch_of_one(positions))
         if not attention.layers_seen:
             raise UnsupportedAttentionError("the model doesn't use the registered attention function")
         self.forwarded_tokens += pack.n_tokens

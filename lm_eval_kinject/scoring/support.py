@@ -11,6 +11,7 @@ the longest position of a forward break that.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ _PER_TOKEN_ADAPTERS = frozenset(
     | {"RANDLORA", "LN_TUNING", "TRAINABLE_TOKENS", "SHIRA", "C3A", "ROAD", "WAVEFT", "DELORA"}
 )
 _FORWARD_ARGUMENTS = frozenset({"input_ids", "position_ids", "use_cache", "logits_to_keep"})
-_EXACT_LAYERS = frozenset({"full_attention", "sliding_attention"})
+_EXACT_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 _ROPE_BY_LONGEST_POSITION = frozenset({"dynamic", "longrope"})
 
 
@@ -72,17 +73,29 @@ def _code_problem(model: PreTrainedModel) -> str | None:
         return f"{name} isn't part of transformers, so its masks are unknown"
     if getattr(model, "_is_stateful", False):
         return f"{name} carries a recurrent state"
-    if not getattr(model, "_supports_attention_backend", False):
+    if not _attention_replaceable(type(model)):
         return f"{name} doesn't let its attention be replaced"
     parameters = inspect.signature(model.forward).parameters
     missing = sorted(_FORWARD_ARGUMENTS - parameters.keys())
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        missing = [argument for argument in missing if argument != "use_cache"]  # goes on to the layers below
     if missing:
         return f"{name}'s forward doesn't take {', '.join(missing)}"
-    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return f"{name}'s forward hands nothing through to its attention"
     if (getattr(model, "_tp_size", None) or 1) > 1:
         return "it runs tensor-parallel"
     return None
+
+
+def _attention_replaceable(model_class: type[PreTrainedModel]) -> bool:
+    """Whether the model's layers look their attention up in transformers' registry.
+
+    Most classes say so. Of those that say nothing (StableLM, BioGPT), what counts is whether their code knows the
+    registry; a class that says no (Inkling) means it.
+    """
+    for kind in model_class.__mro__[: model_class.__mro__.index(PreTrainedModel)]:
+        if "_supports_attention_backend" in vars(kind):
+            return bool(vars(kind)["_supports_attention_backend"])
+    return hasattr(sys.modules[model_class.__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 def _rope_problem(model: PreTrainedModel) -> str | None:
@@ -102,10 +115,7 @@ def _attention_problem(model: PreTrainedModel) -> str | None:
         return f"it has layers of type {', '.join(odd)}"
     if getattr(config, "attention_chunk_size", None) and not getattr(config, "layer_types", None):
         return "it attends in chunks"
-    if getattr(config, "attn_logit_softcapping", None):
-        return "it caps its attention scores"
-    if getattr(config, "use_bidirectional_attention", None) or getattr(config, "is_causal", True) is False:
+    bidirectional = getattr(config, "use_bidirectional_attention", None) or "vision"
+    if bidirectional != "vision" or getattr(config, "is_causal", True) is False:  # no images here
         return "its attention isn't causal"
-    if getattr(config, "num_kv_shared_layers", None):
-        return "its layers share keys and values"
     return None
