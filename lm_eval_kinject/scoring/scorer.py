@@ -97,7 +97,9 @@ class SharedPrefixScorer:
             budget = budget or starting_budget(model)
             self._forward = TreeForward(lm.model, torch.device(lm.device), lm.mixed_precision_dtype, budget)
             self._head_share = _head_share(model)
-            self._window = int(getattr(model.config.get_text_config(), "sliding_window", None) or 0)
+            config = model.config.get_text_config()
+            reach = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+            self._window = int(reach or 0)
 
     def loglikelihood(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None

@@ -150,8 +150,12 @@ def test_the_self_check_comes_back_for_longer_requests() -> None:
     assert checked == [1, 0, 0, 0, 1]
 
 
-def test_the_self_check_comes_back_for_the_first_request_beyond_the_window() -> None:
-    scorer = SharedPrefixScorer(from_config("mistral", sliding_window=60), always=True)
+@pytest.mark.parametrize(
+    ("arch", "changes"),
+    [("mistral", {"sliding_window": 60}), ("llama4_text", {"attention_chunk_size": 60, "num_local_experts": 2})],
+)
+def test_the_self_check_comes_back_for_the_first_request_beyond_the_window(arch: str, changes: dict[str, Any]) -> None:
+    scorer = SharedPrefixScorer(from_config(arch, **changes), always=True)
     checked = []
     for length in (50, 58, 61, 65):
         scorer.loglikelihood(requests_of(3, length), disable_tqdm=True)
