@@ -35,7 +35,9 @@ from lm_eval_kinject.scoring.attention import (
 from lm_eval_kinject.scoring.last_block import LastBlock
 from lm_eval_kinject.scoring.plan import Pack, Trie, cut_pack
 
-_LOGITS_AT_ONCE = 2**24  # entries of the float32 copies made while reading logits: 64 MiB
+_LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**24}  # entries of the float32 copies made while reading: 8 and 64 MiB
+_SHORT_ON_CPU = 512, 40 * 2**20  # a forward of short prompts: at least so many tokens, and bytes of activations
+_FEWEST_ROWS = 128  # fewer, and the time goes into reading the output matrix
 
 
 @dataclass
@@ -62,19 +64,38 @@ def starting_budget(model: PreTrainedModel) -> Budget:
     """A budget that fits the memory at hand, on the careful side.
 
     A forward gets a quarter of the free memory for its activations and an eighth for its logits, up to where more
-    tokens no longer make it faster: on a CPU that is 1024 tokens and 128 MiB of logits.
+    tokens no longer make it faster: on a CPU that is 1024 tokens, and 16 MiB of logits or 128 rows if they are wider.
     """
     config = model.config.get_text_config()
     device = next(model.parameters()).device
-    most = Budget(8192, 4096) if device.type == "cuda" else Budget(1024, max(16, 2**25 // config.vocab_size))
+    on_cpu = Budget(1024, max(_FEWEST_ROWS, 2**22 // config.vocab_size))
+    most = Budget(8192, 4096) if device.type == "cuda" else on_cpu
     free = free_memory(device)
     if free is None:
         return most
-    width = 16 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
     return Budget(
-        tokens=min(most.tokens, max(64, free // 4 // (4 * width))),
+        tokens=min(most.tokens, max(64, free // 4 // _activation_bytes(config))),
         rows=min(most.rows, max(16, free // 8 // (12 * config.vocab_size))),
     )
+
+
+def _activation_bytes(config: PreTrainedConfig) -> int:
+    """About what one token's activations take while a layer works, in float32."""
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    widest = max(inner) if isinstance(inner, (list, tuple)) else inner
+    return int(4 * (16 * config.hidden_size + 4 * widest))
+
+
+def tokens_for_short_prompts(config: PreTrainedConfig, device: torch.device, longest: int) -> int | None:
+    """Most tokens of a forward where no prompt is longer than `longest` tokens; None for as many as the budget says.
+
+    lm_eval's memory follows the prompt's length, so a CPU's forward stays near it where that costs no time: half of
+    the usual tokens do where no keys and values have to be carried from pack to pack.
+    """
+    least, activations = _SHORT_ON_CPU
+    if device.type != "cpu":
+        return None
+    return max(least, activations // _activation_bytes(config), 2 * longest)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -123,6 +144,7 @@ class TreeForward:
         self._autocast_dtype = autocast_dtype
         self.budget = budget
         self.forwarded_tokens = 0
+        self._config = model.config.get_text_config()
         parts = (part.config for part in model.modules() if isinstance(part, PreTrainedModel))
         self._last_block = LastBlock(model)
         self._configs = list({id(config): config for config in parts}.values())
@@ -136,8 +158,10 @@ class TreeForward:
         by_row = np.argsort(trie.rows, kind="stable")
         rows_sorted = trie.rows[by_row]
         start, path, past = 0, np.empty(0, np.int64), KeyValues()
+        longest = int(trie.positions.max(initial=0)) + 1
+        enough = tokens_for_short_prompts(self._config, self._device, longest) or self.budget.tokens
         while start < len(trie):
-            pack = cut_pack(trie, start, path, self.budget.tokens, self.budget.rows)
+            pack = cut_pack(trie, start, path, min(self.budget.tokens, enough), self.budget.rows)
             first, last = np.searchsorted(rows_sorted, [pack.start, pack.stop])
             result = self._unless_out_of_memory(partial(self._forward, trie, pack, past, by_row[first:last]))
             if result is None:
@@ -227,7 +251,8 @@ def read_logits(
     """
     targets_at, rows_at = (torch.as_tensor(values, device=logits.device) for values in (targets, rows))
     normalizers, best = [], []
-    for part in logits.split(max(1, _LOGITS_AT_ONCE // logits.shape[1])):
+    at_once = _LOGITS_AT_ONCE.get(logits.device.type, 2**24)
+    for part in logits.split(max(1, at_once // logits.shape[1])):
         normalizers.append(torch.logsumexp(part.float(), dim=-1))
         best.append(part.argmax(dim=-1))
     if not normalizers:

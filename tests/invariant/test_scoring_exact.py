@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lm_eval_kinject.scoring import Budget, SharedPrefixScorer, attention
 from lm_eval_kinject.scoring import scorer as scorer_module
 from lm_eval_kinject.scoring.attention import Chunk, Scores
-from lm_eval_kinject.scoring.forward import TreeForward
+from lm_eval_kinject.scoring.forward import TreeForward, starting_budget
 
 ARCHITECTURES = ["llama", "mistral", "qwen3", "gemma3", "phi", "gpt2", "gpt_neox"]
 VOCABULARY = 500
@@ -361,6 +361,7 @@ def test_same_answers_in_every_architecture(name: str) -> None:
     by nats. With these weights, the closest call among 300 tokens is 3e-5 apart and rounding about 1e-6.
     """
     lm = architectures.load(name)
+    assert starting_budget(lm.model).tokens == 1024  # whatever the configuration calls its sizes
     requests = with_greedy_options(lm, make_requests(1))
     theirs = harness(lm, requests)
     assert {greedy for _, greedy in theirs} == {True, False}

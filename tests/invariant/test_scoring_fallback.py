@@ -205,6 +205,44 @@ def test_a_forward_is_smaller_where_less_memory_is_free(monkeypatch: pytest.Monk
     assert budgets[0].rows > budgets[2].rows >= budgets[3].rows == 16
 
 
+@pytest.mark.parametrize(
+    ("sizes", "short", "long", "rows"),
+    [
+        # A token's activations: 4 bytes times 16 of the model's width and 4 of the MLP's.
+        ({"hidden_size": 192, "intermediate_size": 512, "vocab_size": 32_000}, 2048, 2048, 131),  # 20,480 B: 40 MiB
+        ({"hidden_size": 768, "intermediate_size": 2048, "vocab_size": 32_000}, 512, 1800, 131),  # four times that
+        ({"hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 128_256}, 512, 1800, 128),
+    ],
+)
+def test_a_forward_on_a_cpu_is_no_larger_than_speed_asks_for(
+    sizes: dict[str, int], short: int, long: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "free_memory", lambda _: 2**40)
+    model = from_config("llama").model
+    for name, size in sizes.items():
+        setattr(model.config, name, size)
+    cpu, tokens = torch.device("cpu"), forward.tokens_for_short_prompts
+    assert forward.starting_budget(model) == forward.Budget(1024, rows)
+    assert [tokens(model.config, cpu, longest) for longest in (60, 900)] == [short, long]
+    assert tokens(model.config, torch.device("cuda"), 60) is None
+
+
+def test_short_prompts_go_in_smaller_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "_SHORT_ON_CPU", (100, 0))
+    lm, sizes = from_config("llama"), []
+    real = forward.TreeForward._forward
+
+    def watched(self: Any, trie: Any, pack: Any, *rest: Any) -> Any:
+        sizes.append(pack.n_tokens)
+        return real(self, trie, pack, *rest)
+
+    monkeypatch.setattr(forward.TreeForward, "_forward", watched)
+    for length, most in ((20, 100), (200, 402)):  # 20 and 200 of context and the first of two option tokens
+        sizes.clear()
+        SharedPrefixScorer(lm, always=True, self_check=False).loglikelihood(requests_of(30, length), disable_tqdm=True)
+        assert max(sizes) == most
+
+
 def test_what_lm_eval_refuses_is_refused_by_lm_eval() -> None:
     scorer = SharedPrefixScorer(from_config("llama"))
     assert scorer.loglikelihood([]) == []

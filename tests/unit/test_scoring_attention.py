@@ -182,7 +182,7 @@ def test_reading_logits_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     targets[3] = int(logits[3].argmax())
     expected = torch.log_softmax(logits, -1)[rows, targets].double().numpy()
     for at_once in (1, 25, 10**6):
-        monkeypatch.setattr("lm_eval_kinject.scoring.forward._LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr("lm_eval_kinject.scoring.forward._LOGITS_AT_ONCE", {"cpu": at_once})
         log_probs, greedy = read_logits(logits, rows, targets)
         np.testing.assert_allclose(log_probs, expected, atol=1e-6)
         assert greedy.tolist() == [bool(logits[r].argmax() == t) for r, t in zip(rows, targets, strict=True)]
