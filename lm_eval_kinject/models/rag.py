@@ -164,6 +164,8 @@ class RagMixin(_Base):
             self._seconds.clear()
             self._reported = False
         bare = requests
+        if self._pass is not None:
+            kwargs = {"disable_tqdm": True, **kwargs}  # the pass has a bar of its own
         if self.rag.k > 0:
             marks = self._writer.write(requests)
             if marks:

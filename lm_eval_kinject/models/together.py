@@ -18,6 +18,7 @@ Never two run at the same time, so nothing here needs a lock; the random generat
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from array import array
@@ -209,7 +210,7 @@ class OnePass:
             wanted.append(mine)
             alone.append(self._scorer.distinct_tokens(one.requests or ()))
         began = time.perf_counter()
-        answers = self._scorer.loglikelihood(unique)
+        answers = self._scorer.loglikelihood(unique, disable_tqdm=not sys.stderr.isatty())
         seconds = time.perf_counter() - began
         for one, mine, tokens in zip(waiting, wanted, alone, strict=True):
             one.answers = [answers[place] for place in mine]

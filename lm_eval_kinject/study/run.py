@@ -22,6 +22,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -305,13 +306,18 @@ def _problem(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keeps lm_eval's many lines a cell off the terminal; warnings of ours and errors come through."""
+    """Keeps lm_eval's many lines and bars of each cell off the terminal; errors come through."""
+    from lm_eval.api import task as lm_eval_task
+
     loud = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loud]
+    bar = lm_eval_task.tqdm
     for logger in loud:
         logger.setLevel(logging.ERROR)
+    lm_eval_task.tqdm = partial(bar, disable=True)  # until lm_eval lets a caller say so
     try:
         yield
     finally:
+        lm_eval_task.tqdm = bar
         for logger, level in zip(loud, levels, strict=True):
             logger.setLevel(level)

@@ -117,7 +117,7 @@ def test_a_failing_scorer_ends_all(setting, monkeypatch):
     one_pass = OnePass(scorer)
     lm = loaded.variant(**common, k=1)
     lm._pass = one_pass
-    monkeypatch.setattr(scorer, "loglikelihood", lambda requests: 1 // 0)
+    monkeypatch.setattr(scorer, "loglikelihood", lambda requests, disable_tqdm: 1 // 0)
     jobs = [Job(lambda: evaluation(lm, manager, limit=1)), Job(lambda: "done")]
     with pytest.raises(ZeroDivisionError):
         one_pass.run(jobs)
