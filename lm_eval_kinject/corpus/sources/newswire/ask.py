@@ -35,10 +35,16 @@ _STOP_WORDS = frozenset(
 
 
 def family(kind: Kind, slot: str) -> tuple[str, ...]:
-    """What makes two slots' values exchangeable as options: the type, and for the rest the very same slot or unit."""
+    """What makes two slots' values exchangeable as options: the type, and for the rest the very same slot or unit.
+
+    Since edition 2 numbers and sums of one unit and range are exchangeable too: their values are drawn alike.
+    """
     spec: Slot = kind.slots[slot]
     if isinstance(spec, PersonSlot | TownSlot | CompanySlot | DateSlot):
         return (spec.type,)
+    if isinstance(spec, NumberSlot | MoneySlot) and kind.edition > 1:
+        unit = spec.unit if isinstance(spec, NumberSlot) else spec.scale
+        return (spec.type, unit, f"{spec.low} to {spec.high}")
     if isinstance(spec, NumberSlot):
         return (spec.type, spec.unit, kind.kind, slot)
     if isinstance(spec, MoneySlot):

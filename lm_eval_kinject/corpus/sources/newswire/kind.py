@@ -2,6 +2,9 @@
 
 A kind knows its slots, the sentences that state them, and the questions that ask for them; it draws nothing. The
 format is described in docs/newswire-kinds.md.
+
+One file serves every edition: what bears ``since: 2`` is there from edition 2 on, and `load_kinds` leaves out what is
+newer than the edition asked for. Edition 1 therefore stays what it was, whatever is added.
 """
 
 from __future__ import annotations
@@ -29,6 +32,15 @@ FEWEST_PHRASINGS = 13
 
 FEWEST_FILLERS = 12
 
+EDITIONS = (1, 2)
+DEFAULT_EDITION = 1
+"""The edition that is made where none is named; the embedded reader and the bundled adapters know this one."""
+
+TWICE_SINCE_2 = ("person", "date", "town", "money", "number")
+"""Types of which an edition-2 chunk has two values or more, so that the one asked for has to be told from another."""
+
+_MOST_ASKED = {1: 8, 2: 18}  # slots that a kind's questions may ask for, by edition
+
 # The C loader reads the same YAML about ten times faster; wheels of PyYAML carry it, some distributions don't.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -38,37 +50,41 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PersonSlot(_Strict):
+class _Slot(_Strict):
+    since: Literal[1, 2] = 1
+
+
+class PersonSlot(_Slot):
     """A person of the world's pool."""
 
     type: Literal["person"]
 
 
-class TownSlot(_Strict):
+class TownSlot(_Slot):
     """A town of the world's pool."""
 
     type: Literal["town"]
 
 
-class CompanySlot(_Strict):
+class CompanySlot(_Slot):
     """A company of the world's pool."""
 
     type: Literal["company"]
 
 
-class DateSlot(_Strict):
+class DateSlot(_Slot):
     """A day of the year, rendered ``14 March``."""
 
     type: Literal["date"]
 
 
-class WeekdaySlot(_Strict):
+class WeekdaySlot(_Slot):
     """A day of the week."""
 
     type: Literal["weekday"]
 
 
-class NumberSlot(_Strict):
+class NumberSlot(_Slot):
     """A number with its unit, rendered ``4,250 homes``."""
 
     type: Literal["number"]
@@ -78,7 +94,7 @@ class NumberSlot(_Strict):
     unit: str = ""
 
 
-class MoneySlot(_Strict):
+class MoneySlot(_Slot):
     """A sum in crowns, rendered ``3.4 million crowns``."""
 
     type: Literal["money"]
@@ -87,14 +103,14 @@ class MoneySlot(_Strict):
     scale: Literal["thousand", "million", "billion"]
 
 
-class ChoiceSlot(_Strict):
+class ChoiceSlot(_Slot):
     """One of a fixed list of noun phrases."""
 
     type: Literal["choice"]
     of: tuple[str, ...]
 
 
-class ComposeSlot(_Strict):
+class ComposeSlot(_Slot):
     """A name made of one entry from each list in ``parts``."""
 
     type: Literal["compose"]
@@ -104,8 +120,23 @@ class ComposeSlot(_Strict):
     suffix: str = ""
 
 
+class RoleSlot(_Slot):
+    """A person spoken of by their part in another event ("the winner of the Marble Knight Open"), never named."""
+
+    type: Literal["role"]
+
+
 Slot = Annotated[
-    PersonSlot | TownSlot | CompanySlot | DateSlot | WeekdaySlot | NumberSlot | MoneySlot | ChoiceSlot | ComposeSlot,
+    PersonSlot
+    | TownSlot
+    | CompanySlot
+    | DateSlot
+    | WeekdaySlot
+    | NumberSlot
+    | MoneySlot
+    | ChoiceSlot
+    | ComposeSlot
+    | RoleSlot,
     Field(discriminator="type"),
 ]
 
@@ -113,12 +144,13 @@ Slot = Annotated[
 class Sentence(_Strict):
     """One statement and the ways to say it; ``phrasings`` have no final period."""
 
+    since: Literal[1, 2] = 1
     slots: tuple[str, ...]
     phrasings: tuple[str, ...]
 
 
-class Kind(_Strict):
-    """One kind of event. ``anchor`` slots single an event out; ``name`` is built from them."""
+class _KindFields(_Strict):
+    """What a kind has in its file and in every edition alike."""
 
     kind: str
     anchor: tuple[str, ...]
@@ -126,8 +158,16 @@ class Kind(_Strict):
     subjects: tuple[str, ...]
     slots: dict[str, Slot]
     sentences: tuple[Sentence, ...]
-    questions: dict[str, tuple[str, ...]]
     fillers: tuple[str, ...]
+    roles: dict[str, str] = {}
+    """Slot → how its value is spoken of by who doesn't name it, with ``{event}`` for the event's full name; since 2."""
+
+
+class Kind(_KindFields):
+    """One kind of event in one edition. ``anchor`` slots single an event out; ``name`` is built from them."""
+
+    questions: dict[str, tuple[str, ...]]
+    edition: int = 1
 
     def for_reader_training(self) -> Kind:
         """This kind without the phrasings (two a sentence, one a question) that the reader must never see."""
@@ -152,31 +192,71 @@ class Kind(_Strict):
         )
 
 
+class _Asked(_Strict):
+    since: Literal[1, 2] = 1
+    phrasings: tuple[str, ...]
+
+
+class _KindFile(_KindFields):
+    """A kind file whole: what all editions have, each part with the edition that it came with."""
+
+    questions: dict[str, tuple[str, ...] | _Asked]
+
+    def at(self, edition: int) -> Kind:
+        """The kind as it is in one edition: without what came later."""
+        slots = {name: slot for name, slot in self.slots.items() if slot.since <= edition}
+        newer = self.slots.keys() - slots.keys()
+        asked = {
+            name: asked if isinstance(asked, _Asked) else _Asked(phrasings=asked)
+            for name, asked in self.questions.items()
+            if name not in newer
+        }
+        return Kind(
+            kind=self.kind,
+            anchor=self.anchor,
+            name=self.name,
+            subjects=self.subjects,
+            slots=slots,
+            sentences=tuple(sentence for sentence in self.sentences if sentence.since <= edition),
+            questions={name: one.phrasings for name, one in asked.items() if one.since <= edition},
+            fillers=self.fillers,
+            roles=self.roles if edition > 1 else {},
+            edition=edition,
+        )
+
+
 def slots_in(template: str) -> list[str]:
     """The slot names of a template, in order, with repetitions."""
     return _SLOT.findall(template)
 
 
-def read_kind(path: Path) -> Kind:
-    """Read one kind file.
+def read_kind(path: Path, edition: int = DEFAULT_EDITION) -> Kind:
+    """Read one kind file as it is in one edition.
 
     Raises:
         CorpusError: the file isn't YAML, has wrong fields, or breaks a rule of the format; all problems are listed.
     """
     try:
-        kind = Kind.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER))
+        file = _KindFile.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER))
     except (yaml.YAMLError, ValidationError) as error:
         raise CorpusError(f"{path.name} is not an event kind: {error}") from error
+    kind = file.at(edition)
     problems = list(_problems(kind, path.stem))
     if problems:
         raise CorpusError("\n".join([f"{len(problems)} problems in {path.name}:", *(f"  - {p}" for p in problems)]))
     return kind
 
 
-@lru_cache(maxsize=4)
-def load_kinds(folder: Path = KINDS_DIR) -> tuple[Kind, ...]:
-    """All kinds of a folder, sorted by name."""
-    return tuple(read_kind(path) for path in sorted(folder.glob("*.yaml")))
+@lru_cache(maxsize=8)
+def load_kinds(folder: Path = KINDS_DIR, *, edition: int = DEFAULT_EDITION) -> tuple[Kind, ...]:
+    """All kinds of a folder as they are in one edition, sorted by name.
+
+    Raises:
+        CorpusError: there is no such edition, or a file is wrong (`read_kind`).
+    """
+    if edition not in EDITIONS:
+        raise CorpusError(f"there is no edition {edition} of the newswire; name one of {', '.join(map(str, EDITIONS))}")
+    return tuple(read_kind(path, edition) for path in sorted(folder.glob("*.yaml")))
 
 
 def _problems(kind: Kind, stem: str) -> Iterable[str]:
@@ -186,7 +266,10 @@ def _problems(kind: Kind, stem: str) -> Iterable[str]:
     if sorted(slots_in(kind.name)) != sorted(kind.anchor):
         yield f"name must contain exactly the anchor slots {list(kind.anchor)}"
     stated = [slot for sentence in kind.sentences for slot in sentence.slots]
-    if sorted(stated) != sorted(kind.slots):
+    # What came with edition 2 may name an older fact again, to set its own off against it.
+    old = [slot for sentence in kind.sentences if sentence.since == 1 for slot in sentence.slots]
+    new = [slot for sentence in kind.sentences if sentence.since > 1 for slot in sentence.slots if slot not in old]
+    if sorted(old + new) != sorted(kind.slots):
         yield f"each slot must be stated by exactly one sentence: {sorted(stated)} against {sorted(kind.slots)}"
     if not set(kind.anchor) <= set(kind.sentences[0].slots):
         yield "the lead (first sentence) must state every anchor slot"
@@ -199,6 +282,11 @@ def _problems(kind: Kind, stem: str) -> Iterable[str]:
             yield f"slot {slot}: needs at least 24 different choices (has {len(set(spec.of))})"
         if isinstance(spec, NumberSlot) and (spec.high - spec.low) / spec.step < 59:
             yield f"slot {slot}: low, high and step leave fewer than 60 values"
+    for slot, role in kind.roles.items():
+        if slot in kind.anchor or not isinstance(kind.slots.get(slot), PersonSlot):
+            yield f"role of {slot!r}, which is no person or an anchor"
+        if slots_in(role) != ["event"] or not role.startswith("the "):
+            yield f"a role must start with 'the' and hold {{event}} once and no other slot: {role!r}"
     for number, sentence in enumerate(kind.sentences, 1):
         yield from _phrasing_problems(number, sentence)
     yield from _question_problems(kind)
@@ -229,8 +317,9 @@ def _phrasing_problems(number: int, sentence: Sentence) -> Iterable[str]:
 
 
 def _question_problems(kind: Kind) -> Iterable[str]:
-    if not 4 <= len(kind.questions) <= 8:
-        yield f"asks for {len(kind.questions)} slots; 4 to 8 are wanted"
+    most = _MOST_ASKED[kind.edition]
+    if not 4 <= len(kind.questions) <= most:
+        yield f"asks for {len(kind.questions)} slots; 4 to {most} are wanted"
     for slot, phrasings in kind.questions.items():
         if slot in kind.anchor or slot not in kind.slots:
             yield f"questions ask for {slot!r}, which is an anchor or no slot"

@@ -19,6 +19,9 @@ _JOIN_RATE = 0.35
 _FULL_NAME_RATE = 0.35
 MIN_WORDS, MAX_WORDS = 60, 180
 
+# How many fillers are wanted, by edition. A chunk of edition 2 has more facts, and some encoders cut at 256 tokens.
+_FILLERS = {1: (0, 1, 1, 2, 2, 3), 2: (0, 0, 0, 1)}
+
 # What makes a value part of another one. Before it: a letter or digit, digits that its own would go on ("1," before
 # "240"), a front that makes another town (with its capital: "a new Dunhaven bridge" is at Dunhaven). Then: behind it.
 _RUNS_INTO = re.compile(rf"(\w|\d[.,]|\b({'|'.join(front for front in dict.fromkeys(TOWN_FRONTS) if front)}))$")
@@ -41,7 +44,7 @@ def realise(event: Event, number: int = 0, *, stream: str = "text") -> str:
     words = sum(len(s.split()) for s in sentences)
     fillers = list(event.kind.fillers)
     rng.shuffle(fillers)
-    wanted = rng.choice((0, 1, 1, 2, 2, 3))
+    wanted = rng.choice(_FILLERS[event.kind.edition])
     while fillers and (wanted > 0 or words < MIN_WORDS):
         filler = _render(fillers.pop(), event, rng, start=True) + "."
         if words + len(filler.split()) > MAX_WORDS:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +24,7 @@ from lm_eval_kinject.corpus.sources.newswire.kind import (
     MoneySlot,
     NumberSlot,
     PersonSlot,
+    RoleSlot,
     Slot,
     TownSlot,
     WeekdaySlot,
@@ -54,30 +55,45 @@ class Event:
 
 @dataclass(frozen=True)
 class World:
-    """Events of one seed; ``size`` sets how many events the pools of names are made for."""
+    """Events of one seed; ``size`` sets how many events the pools of names are made for.
+
+    The kinds are all of one edition. Editions of one seed share no event: they have random streams of their own.
+    """
 
     seed: int
     kinds: Sequence[Kind]
     size: int
     realm: names.Realm = "public"
 
-    def _rng(self, *purpose: object) -> random.Random:
-        return random.Random(":".join(map(str, ("newswire", self.seed, self.realm, *purpose))))
+    @property
+    def edition(self) -> int:
+        """The edition of the kinds."""
+        return self.kinds[0].edition
+
+    @property
+    def name(self) -> str:
+        """What the identifiers of its events begin with: ``nw2042``, or ``nw2042e2`` in edition 2."""
+        return f"nw{self.seed}" + (f"e{self.edition}" if self.edition > 1 else "")
+
+    def rng(self, *purpose: object) -> random.Random:
+        """The random stream of one purpose."""
+        stream = "newswire" if self.edition == 1 else f"newswire{self.edition}"
+        return random.Random(":".join(map(str, (stream, self.seed, self.realm, *purpose))))
 
     @cached_property
     def people(self) -> list[str]:
         """The pool of people."""
-        return names.people(self._rng("people"), max(40, 3 * self.size // _MENTIONS_PER_PERSON), self.realm)
+        return names.people(self.rng("people"), max(40, 3 * self.size // _MENTIONS_PER_PERSON), self.realm)
 
     @cached_property
     def towns(self) -> list[str]:
         """The pool of towns."""
-        return names.towns(self._rng("towns"), min(1500, max(24, self.size // _EVENTS_PER_TOWN)), self.realm)
+        return names.towns(self.rng("towns"), min(1500, max(24, self.size // _EVENTS_PER_TOWN)), self.realm)
 
     @cached_property
     def companies(self) -> list[str]:
         """The pool of companies."""
-        return names.companies(self._rng("companies"), min(300, max(24, self.size // _EVENTS_PER_COMPANY)), self.realm)
+        return names.companies(self.rng("companies"), min(300, max(24, self.size // _EVENTS_PER_COMPANY)), self.realm)
 
     @cached_property
     def events(self) -> list[Event]:
@@ -86,9 +102,9 @@ class World:
         taken: set[tuple[str, ...]] = set()
         for number in range(self.size):
             kind = self.kinds[number % len(self.kinds)]
-            rng = self._rng("event", number)
+            rng = self.rng("event", number)
             for _ in range(_TRIES):
-                values = self._draw_values(kind, rng)
+                values = self.draw_values(kind, rng)
                 anchor = (kind.kind, *(values[slot] for slot in kind.anchor))
                 if anchor not in taken:
                     break
@@ -97,15 +113,27 @@ class World:
                     f"kind {kind.kind!r} has no name left for event {number} of {self.size}; ask for fewer events"
                 )
             taken.add(anchor)
-            events.append(Event(f"nw{self.seed}-{number:05d}", kind, values))
+            events.append(Event(f"{self.name}-{number:05d}", kind, values))
         return events
 
-    def _draw_values(self, kind: Kind, rng: random.Random) -> dict[str, str]:
-        """A value for every slot; no two slots of an event share one."""
+    def draw_values(
+        self, kind: Kind, rng: random.Random, given: Mapping[str, str] | None = None, but: Collection[str] = ()
+    ) -> dict[str, str]:
+        """A value for every slot; no two slots of an event share one.
+
+        Args:
+            kind: whose slots.
+            rng: the event's random stream.
+            given: values that are settled already (roles must be).
+            but: values that no other slot may have.
+        """
         values: dict[str, str] = {}
         for slot, spec in kind.slots.items():
+            if given and slot in given:
+                values[slot] = given[slot]
+                continue
             value = self.draw(spec, rng)
-            while value in values.values():
+            while value in values.values() or value in but:
                 value = self.draw(spec, rng)
             values[slot] = value
         return values
@@ -130,6 +158,8 @@ class World:
                 return _money(spec, rng)
             case ChoiceSlot():
                 return rng.choice(spec.of)
+            case RoleSlot():
+                raise CorpusError("a role is not drawn by itself; give the event that it is a part in")
             case ComposeSlot():
                 name = names.compose(rng, spec.parts, spec.join, self.realm)
                 return f"{spec.prefix}{name}{spec.suffix}"
