@@ -60,7 +60,7 @@ def _given_away(kind: Kind) -> list[str]:
     """Types that edition 2 wants at least twice in a chunk; what only follows from another event is free of that."""
     if kind.edition == 1 or any(isinstance(slot, RoleSlot) for slot in kind.slots.values()):
         return []
-    found = Counter(slot.type for slot in kind.slots.values())
+    found = Counter[str](slot.type for slot in kind.slots.values())
     return [f"has {found[name]} {name} slots; at least 2 are wanted" for name in TWICE_SINCE_2 if found[name] < 2]
 
 
