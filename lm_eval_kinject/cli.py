@@ -200,13 +200,19 @@ def corpus_newswire(
     out: Annotated[Path, typer.Option("-o", "--out", help="folder to write (must not hold an edition yet)")],
     seed: Annotated[int, typer.Option("--seed", help="fixes every name, event and wording")] = 1,
     events: Annotated[int | None, typer.Option("--events", min=200, help="events in all; default: 2,465")] = None,
+    edition: Annotated[
+        int | None,
+        typer.Option("--edition", help="2: no type gives an answer away, and two-chunk questions; default: 1"),
+    ] = None,
 ) -> None:
     """Make an edition of the newswire: chunks, paraphrases, validation set, questions and the tasks that ask them."""
-    from lm_eval_kinject.corpus.sources.newswire import make_edition, size_for, write_edition
+    from lm_eval_kinject.corpus.sources.newswire import DEFAULT_EDITION, make_edition, size_for, write_edition
 
-    edition = make_edition(seed, size_for(events))
-    *_, cloze = write_edition(edition, out)
-    print(f"{out}: {len(edition.chunks)} chunks, {len(edition.paraphrases)} paraphrases, {len(edition.test)} questions")
+    made = make_edition(seed, size_for(events), edition=DEFAULT_EDITION if edition is None else edition)
+    cloze = ",".join(name for name in write_edition(made, out) if name.endswith("_cloze"))
+    print(f"{out}: {len(made.chunks)} chunks, {len(made.paraphrases)} paraphrases, {len(made.test)} questions")
+    if made.multihop_test:
+        print(f"and {len(made.multihop_test)} questions that take two chunks")
     print("Score a model on it (pretrained=MODEL in model_args; default: the embedded reader):")
     where = f"--include_path {shlex.quote(str(out))}"
     print(f"  lm_eval --model rag-hf --model_args retriever=minilm,k=3 {where} --tasks {cloze}")

@@ -4,6 +4,8 @@ The bundled edition under `tasks/current_events/` is `make_edition(BUNDLED_SEED)
 of the same shape. Source chunks are asked about, background chunks are not, and the few-shot questions have source
 chunks of their own. Validation paraphrases restate source chunks whose originals are trained on, as in the paper.
 
+Edition 2 has chunks in which a type gives no answer away, and questions that take two chunks (`multihop`).
+
 A written edition can be scored where it lies: its lm_eval tasks are the bundled edition's, with other names.
 """
 
@@ -14,7 +16,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lm_eval_kinject.corpus.sources.newswire.ask import Examiner
-from lm_eval_kinject.corpus.sources.newswire.kind import Kind, load_kinds
+from lm_eval_kinject.corpus.sources.newswire.kind import DEFAULT_EDITION, Kind, load_kinds
+from lm_eval_kinject.corpus.sources.newswire.multihop import (
+    FIRST_EDITION,
+    Consequence,
+    MultihopExaminer,
+    can_follow,
+    consequences_of,
+)
 from lm_eval_kinject.corpus.sources.newswire.realise import realise
 from lm_eval_kinject.corpus.sources.newswire.world import Event, World
 from lm_eval_kinject.errors import CorpusError
@@ -52,10 +61,12 @@ class EditionSize:
     few_shot_sources: int = 10
     validation_sources: int = 240
     validation_paraphrases: int = 2
+    multihop: int = 200  # sources that something follows from; edition 2 only
+    multihop_background: int = 200  # events that nobody asks about, with a consequence each
 
     @property
     def events(self) -> int:
-        """Events of all roles together."""
+        """Events of all roles together, consequences not among them."""
         return self.sources + self.background + self.few_shot_sources
 
 
@@ -63,6 +74,7 @@ class EditionSize:
 class Edition:
     """The tables of an edition, as rows ready for Parquet; see `write_edition` for the files they become."""
 
+    edition: int
     seed: int
     size: EditionSize
     events: Sequence[Event]
@@ -71,22 +83,43 @@ class Edition:
     validation: Sequence[Row]
     test: Sequence[Row]
     dev: Sequence[Row]
+    multihop_test: Sequence[Row] = ()
+    multihop_dev: Sequence[Row] = ()
 
     def tables(self) -> Mapping[str, Sequence[Row]]:
         """File path within the edition's folder → its rows."""
-        return {
+        tables = {
             "corpus/chunks.parquet": self.chunks,
             "corpus/paraphrases.parquet": self.paraphrases,
             "corpus/validation.parquet": self.validation,
             "data/test.parquet": self.test,
             "data/dev.parquet": self.dev,
         }
+        if self.edition >= FIRST_EDITION:
+            tables |= {"data/multihop_test.parquet": self.multihop_test, "data/multihop_dev.parquet": self.multihop_dev}
+        return tables
 
 
-def make_edition(seed: int, size: EditionSize | None = None, kinds: Sequence[Kind] | None = None) -> Edition:
-    """Draw an edition. The same seed, size and kinds give the same rows on any machine."""
+def make_edition(
+    seed: int,
+    size: EditionSize | None = None,
+    kinds: Sequence[Kind] | None = None,
+    *,
+    edition: int = DEFAULT_EDITION,
+) -> Edition:
+    """Draw an edition. The same seed, size, kinds and edition give the same rows on any machine.
+
+    Args:
+        seed: fixes everything.
+        size: how much of what; default: as the bundled one.
+        kinds: of that edition; default: all.
+        edition: which one (`kind.EDITIONS`); where ``kinds`` are given, theirs.
+
+    Raises:
+        CorpusError: there is no such edition, or the size asks for more than there are names or events.
+    """
     size = size or EditionSize()
-    world = World(seed=seed, kinds=kinds or load_kinds(), size=size.events)
+    world = World(seed=seed, kinds=kinds or load_kinds(edition=edition), size=size.events)
     rng = random.Random(f"edition:{seed}")
     shuffled = list(world.events)
     rng.shuffle(shuffled)
@@ -96,7 +129,8 @@ def make_edition(seed: int, size: EditionSize | None = None, kinds: Sequence[Kin
     tuned = sorted(rng.sample(sources, size.validation_sources), key=lambda e: e.id)
     first_validation = 1 + size.paraphrases
     examiner = Examiner(_rivals(sources, world.events), seed)
-    return Edition(
+    single = Edition(
+        edition=world.edition,
         seed=seed,
         size=size,
         events=world.events,
@@ -110,6 +144,59 @@ def make_edition(seed: int, size: EditionSize | None = None, kinds: Sequence[Kin
         test=_questions(examiner, sources, size.questions_per_source, rng),
         dev=_questions(Examiner(world.events, seed), few_shot, size.questions_per_source, rng),
     )
+    return single if world.edition < FIRST_EDITION else _with_consequences(single, world, sources, few_shot, tuned)
+
+
+def _with_consequences(
+    edition: Edition, world: World, sources: Sequence[Event], few_shot: Sequence[Event], tuned: Sequence[Event]
+) -> Edition:
+    """An edition and what follows from some of its events: more chunks and paraphrases, and multihop questions.
+
+    Consequences that are asked about follow from sources, whose paraphrases are there, and have as many of their own;
+    those for few-shot examples follow from the background.
+    """
+    size, rng = edition.size, random.Random(f"consequences:{edition.seed}")
+    known = {event.id for event in (*sources, *few_shot)}
+    background = [event for event in world.events if event.id not in known]
+    followed = _sample_able(sources, size.multihop, rng)
+    others = _sample_able(background, size.few_shot_sources + size.multihop_background, rng)
+    told = consequences_of(world, [*followed, *others])
+    asked, shown = told[: len(followed)], told[len(followed) :][: size.few_shot_sources]
+    roles = ["source"] * len(asked) + ["few-shot"] * len(shown)
+    roles += ["background"] * (len(told) - len(roles))
+    in_validation = {event.id for event in tuned}
+    first_validation = 1 + size.paraphrases
+    last = first_validation + size.validation_paraphrases
+    return replace(
+        edition,
+        chunks=[*edition.chunks, *(_chunk(one.event, role) for one, role in zip(told, roles, strict=True))],
+        paraphrases=[
+            *edition.paraphrases,
+            *(_paraphrase(one.event, n) for one in asked for n in range(1, first_validation)),
+        ],
+        validation=[
+            *edition.validation,
+            *(
+                _paraphrase(one.event, n)
+                for one in asked
+                if one.origin.id in in_validation
+                for n in range(first_validation, last)
+            ),
+        ],
+        multihop_test=_multihop_questions(asked, asked, edition.seed),
+        multihop_dev=_multihop_questions(shown, told, edition.seed),
+    )
+
+
+def _sample_able(events: Sequence[Event], wanted: int, rng: random.Random) -> list[Event]:
+    """``wanted`` of the events that something can follow from, or all of them where there are fewer."""
+    able = [event for event in events if can_follow(event)]
+    return rng.sample(able, min(wanted, len(able)))
+
+
+def _multihop_questions(asked: Sequence[Consequence], rivals: Sequence[Consequence], seed: int) -> list[Row]:
+    examiner = MultihopExaminer(rivals, seed)
+    return [_question_row(examiner.ask(one, f"{one.event.id}/q0")) for one in asked]
 
 
 def _rivals(sources: Sequence[Event], events: Sequence[Event]) -> list[Event]:
@@ -142,9 +229,23 @@ def _questions(examiner: Examiner, events: Sequence[Event], each: int, rng: rand
     """``each`` questions an event, on different slots drawn at random."""
     rows: list[Row] = []
     for event in events:
-        for number, slot in enumerate(rng.sample(sorted(event.kind.questions), each)):
+        for number, slot in enumerate(_drawn_slots(event.kind, each, rng)):
             rows.append(_question_row(examiner.ask(event, slot, f"{event.id}/q{number}")))
     return rows
+
+
+def _drawn_slots(kind: Kind, each: int, rng: random.Random) -> list[str]:
+    """Slots to ask for; since edition 2 half of the draws that a type gives away are drawn again."""
+    if kind.edition == 1:
+        return rng.sample(sorted(kind.questions), each)
+    types = Counter(slot.type for slot in kind.slots.values())
+    left, drawn = sorted(kind.questions), list[str]()
+    while len(drawn) < each:
+        slot = rng.choice(left)
+        if types[kind.slots[slot].type] > 1 or rng.random() < 0.5:
+            left.remove(slot)
+            drawn.append(slot)
+    return drawn
 
 
 def _question_row(question: Question) -> Row:
@@ -164,6 +265,8 @@ def size_for(events: int | None) -> EditionSize:
         sources=sources,
         background=events - sources - few_shot,
         validation_sources=round(whole.validation_sources * sources / whole.sources),
+        multihop=round(whole.multihop * sources / whole.sources),
+        multihop_background=round(whole.multihop_background * sources / whole.sources),
     )
 
 
@@ -171,7 +274,8 @@ def write_edition(edition: Edition, folder: Path) -> tuple[str, ...]:
     """Write an edition's Parquet files, its card and its lm_eval tasks below ``folder`` (created if missing).
 
     Returns:
-        The names of the tasks, for lm_eval's ``--tasks`` with ``--include_path FOLDER``: option letters, option texts.
+        The names of the tasks, for lm_eval's ``--tasks`` with ``--include_path FOLDER``: option letters, option texts;
+        since edition 2 the same two for questions that take two chunks.
 
     Raises:
         CorpusError: the folder holds an edition already, or can't be written.
@@ -200,16 +304,30 @@ def _task_files(edition: Edition) -> tuple[tuple[str, ...], dict[str, str]]:
     """The bundled edition's tasks under names of their own and with the corpus beside them: names, file → text.
 
     They are made from the bundled files, so that a fresh edition is asked exactly as the bundled one. Two editions of
-    one seed and different sizes have the same names.
+    one seed and different sizes have the same names. Tasks of edition 2 have version 2.
     """
     theirs = tasks_dir() / _BUNDLED_TASK
     files = {name: (theirs / name).read_text(encoding="utf-8") for name in ("dataset.py", "_common_yaml")}
-    files["_common_yaml"] = _renamed(files["_common_yaml"], f"corpus: {_BUNDLED_TASK}", "corpus: corpus")
-    names = {_BUNDLED_TASK + suffix: f"newswire_{edition.seed}{suffix}" for suffix in ("", "_cloze")}
-    for bundled, ours in names.items():
-        text = (theirs / f"{bundled}.yaml").read_text(encoding="utf-8")
-        files[f"{ours}.yaml"] = _renamed(text, f"task: {bundled}", f"task: {ours}")
-    return tuple(names.values()), files
+    common = _renamed(files["_common_yaml"], f"corpus: {_BUNDLED_TASK}", "corpus: corpus")
+    if edition.edition > 1:
+        common = _renamed(common, "version: 1.0", f"version: {edition.edition}.0")
+    files["_common_yaml"] = common
+    ours = f"newswire{edition.edition if edition.edition > 1 else ''}_{edition.seed}"
+    variants = {"": "_common_yaml"}
+    if edition.edition >= FIRST_EDITION:
+        variants["_multihop"] = "_multihop_yaml"
+        for split in ("dev", "test"):
+            common = _renamed(common, f"{split}: data/{split}.parquet", f"{split}: data/multihop_{split}.parquet")
+        files["_multihop_yaml"] = common
+    names: list[str] = []
+    for variant, include in variants.items():
+        for suffix in ("", "_cloze"):
+            bundled = _BUNDLED_TASK + suffix
+            text = (theirs / f"{bundled}.yaml").read_text(encoding="utf-8")
+            text = _renamed(text, "include: _common_yaml", f"include: {include}")
+            names.append(ours + variant + suffix)
+            files[f"{names[-1]}.yaml"] = _renamed(text, f"task: {bundled}", f"task: {names[-1]}")
+    return tuple(names), files
 
 
 def _renamed(text: str, line: str, instead: str) -> str:
@@ -223,18 +341,27 @@ def _renamed(text: str, line: str, instead: str) -> str:
 def card(edition: Edition) -> str:
     """The data set's card, in the Hub's form."""
     size = edition.size
+    first = edition.edition == 1
+    multihop = (
+        f"| `../data/multihop_test.parquet` | {len(edition.multihop_test):,} | "
+        "questions that take two chunks: an event's and one of what follows from it |\n"
+        f"| `../data/multihop_dev.parquet` | {len(edition.multihop_dev):,} | such questions for few-shot examples |\n"
+    )
     return (
         (Path(__file__).parent / "card.md")
         .read_text(encoding="utf-8")
         .format(
+            title=f"edition {edition.seed}" if first else f"edition {edition.edition}, seed {edition.seed}",
             seed=edition.seed,
             events=size.events,
+            option="" if first else f" --edition {edition.edition}",
+            multihop="" if edition.edition < FIRST_EDITION else multihop,
             chunks=len(edition.chunks),
             paraphrases=len(edition.paraphrases),
             each=size.paraphrases,
             validation=len(edition.validation),
             validation_each=size.validation_paraphrases,
-            validation_sources=size.validation_sources,
+            validation_sources=len({row["chunk"] for row in edition.validation}),
             test=len(edition.test),
             dev=len(edition.dev),
         )

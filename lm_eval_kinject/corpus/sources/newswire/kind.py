@@ -39,6 +39,9 @@ DEFAULT_EDITION = 1
 TWICE_SINCE_2 = ("person", "date", "town", "money", "number")
 """Types of which an edition-2 chunk has two values or more, so that the one asked for has to be told from another."""
 
+ORIGIN = "origin"
+"""In questions about a role: the full name of the event that it is a part in."""
+
 _MOST_ASKED = {1: 8, 2: 18}  # slots that a kind's questions may ask for, by edition
 
 # The C loader reads the same YAML about ten times faster; wheels of PyYAML carry it, some distributions don't.
@@ -168,6 +171,11 @@ class Kind(_KindFields):
 
     questions: dict[str, tuple[str, ...]]
     edition: int = 1
+
+    @property
+    def role_slots(self) -> list[str]:
+        """Its slots for parts in other events; only a consequence (`multihop`) has one."""
+        return [name for name, slot in self.slots.items() if isinstance(slot, RoleSlot)]
 
     def for_reader_training(self) -> Kind:
         """This kind without the phrasings (two a sentence, one a question) that the reader must never see."""
@@ -318,6 +326,9 @@ def _phrasing_problems(number: int, sentence: Sentence) -> Iterable[str]:
 
 def _question_problems(kind: Kind) -> Iterable[str]:
     most = _MOST_ASKED[kind.edition]
+    if kind.role_slots:
+        yield from _role_question_problems(kind)
+        return
     if not 4 <= len(kind.questions) <= most:
         yield f"asks for {len(kind.questions)} slots; 4 to {most} are wanted"
     for slot, phrasings in kind.questions.items():
@@ -328,3 +339,16 @@ def _question_problems(kind: Kind) -> Iterable[str]:
         for phrasing in phrasings:
             if sorted(slots_in(phrasing)) != sorted(kind.anchor) or not phrasing.endswith("?"):
                 yield f"question must hold each anchor slot once and end with '?': {phrasing!r}"
+
+
+def _role_question_problems(kind: Kind) -> Iterable[str]:
+    """A consequence asks for its one role: in four wordings with the other event's name, and in four without."""
+    if len(kind.role_slots) != 1 or list(kind.questions) != kind.role_slots:
+        yield f"a kind with a role has one and asks for it alone; roles {kind.role_slots}, asked {list(kind.questions)}"
+    for asked in kind.questions.values():
+        for wanted in ([*kind.anchor, ORIGIN], [*kind.anchor]):
+            found = {p for p in asked if sorted(slots_in(p)) == sorted(wanted) and p.endswith("?")}
+            if len(found) < 4:
+                yield f"at least 4 questions with exactly the slots {wanted} are wanted (has {len(found)})"
+        if other := [p for p in asked if set(slots_in(p)) - {ORIGIN} != set(kind.anchor)]:
+            yield f"questions without the anchor or with other slots: {other}"

@@ -13,9 +13,9 @@ from itertools import repeat
 from pathlib import Path
 
 from lm_eval_kinject.corpus.sources.newswire.ask import content_overlap
-from lm_eval_kinject.corpus.sources.newswire.kind import EDITIONS, TWICE_SINCE_2, Kind, RoleSlot, read_kind
+from lm_eval_kinject.corpus.sources.newswire.kind import EDITIONS, ORIGIN, TWICE_SINCE_2, Kind, read_kind
 from lm_eval_kinject.corpus.sources.newswire.realise import MAX_WORDS, MIN_WORDS, missing_facts, realise
-from lm_eval_kinject.corpus.sources.newswire.world import World
+from lm_eval_kinject.corpus.sources.newswire.world import Event, World
 from lm_eval_kinject.errors import CorpusError
 
 MOST_OVERLAP = 0.35
@@ -24,7 +24,7 @@ MOST_OVERLAP = 0.35
 
 def review(kind: Kind, samples: int) -> tuple[list[str], list[str]]:
     """What to mend in a kind, and sample lines to read."""
-    events = World(seed=7, kinds=[kind], size=60).events
+    events = _events(kind)
     problems = _given_away(kind)
     lengths: list[int] = []
     for event in events:
@@ -56,9 +56,20 @@ def review(kind: Kind, samples: int) -> tuple[list[str], list[str]]:
     return problems, shown
 
 
+def _events(kind: Kind) -> list[Event]:
+    """Sixty events of a kind; the roles in a consequence are all the same one."""
+    world = World(seed=7, kinds=[kind], size=60)
+    if not kind.role_slots:
+        return world.events
+    name = "the Marble Knight Open"
+    role = dict.fromkeys(kind.role_slots, f"the winner of {name}")
+    drawn = [world.draw_values(kind, world.rng("lint", n), given=role) for n in range(world.size)]
+    return [Event(f"lint-{n}", kind, {**values, ORIGIN: name}) for n, values in enumerate(drawn)]
+
+
 def _given_away(kind: Kind) -> list[str]:
     """Types that edition 2 wants at least twice in a chunk; what only follows from another event is free of that."""
-    if kind.edition == 1 or any(isinstance(slot, RoleSlot) for slot in kind.slots.values()):
+    if kind.edition == 1 or kind.role_slots:
         return []
     found = Counter[str](slot.type for slot in kind.slots.values())
     return [f"has {found[name]} {name} slots; at least 2 are wanted" for name in TWICE_SINCE_2 if found[name] < 2]

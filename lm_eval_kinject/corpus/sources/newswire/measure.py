@@ -7,17 +7,30 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import re
 import statistics
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lm_eval_kinject.corpus.sources.newswire.kind import Kind
 
-__all__ = ["GivenAway", "distinct_n", "given_away_by_type", "guessers", "mean_overlap", "wordings_by_chunk"]
+__all__ = [
+    "GivenAway",
+    "co_occurrence",
+    "distinct_n",
+    "given_away_by_type",
+    "guessers",
+    "learnt_from_texts",
+    "mean_overlap",
+    "wordings_by_chunk",
+]
 
 Row = Mapping[str, Any]
 
@@ -86,6 +99,89 @@ def guessers(questions: Sequence[Row], chunks: Sequence[Row]) -> dict[str, float
     for name, rule in rules.items():
         shares[name] = _share(questions, [_place_of_best(rule(row["choices"]), rng) for row in questions])
     return shares
+
+
+def co_occurrence(questions: Sequence[Row], chunks: Sequence[Row]) -> float:
+    """How often someone is right who picks the option met most with the question's names, gold chunks left out.
+
+    The names are the words with a capital behind the first word. Each of the other chunks in which an option is a
+    fact counts for it with the names that it has too, rare ones more (inverse document frequency).
+    """
+    words = {row["id"]: set(_words(row["text"])) for row in chunks}
+    found = Counter(word for each in words.values() for word in each)
+    holders: dict[str, list[str]] = defaultdict(list)
+    for row in chunks:
+        for value in json.loads(row["facts"]).values():
+            holders[value].append(row["id"])
+    rng = random.Random(0)  # between equals
+    guesses = []
+    for row in questions:
+        gold = {row["source_chunk"], *row.get("source_chunks", ())}
+        names = {word.lower() for word in re.findall(r"(?<!^)\b[A-Z][a-z]+", row["question"])}
+        weight = {word: math.log(len(chunks) / found[word]) for word in names if found[word]}
+        scores = [
+            sum(weight[word] for chunk in holders[choice] if chunk not in gold for word in weight.keys() & words[chunk])
+            for choice in row["choices"]
+        ]
+        guesses.append(_place_of_best(scores, rng))
+    return _share(questions, guesses)
+
+
+_FEATURES, _STEPS, _RATE, _DECAY = 4096, 300, 0.5, 1e-3
+
+
+def learnt_from_texts(questions: Sequence[Row], *, inverted: bool = False) -> float:
+    """How often a classifier is right that has seen the option texts of other events, with which one was right.
+
+    A conditional logit (softmax over a question's options) on hashed n-grams: of 1 to 4 characters, and of 1 and 2
+    words. It learns on the questions of one half of the source chunks and is asked those of the other, both ways.
+
+    Args:
+        questions: with ``choices``, ``answer`` and ``source_chunk``.
+        inverted: pick the option that looks least right (what is right here may be wrong there, and a sign is a cue).
+    """
+    places = sorted({row["source_chunk"] for row in questions})
+    half = {chunk: n % 2 for n, chunk in enumerate(random.Random(0).sample(places, len(places)))}
+    features = np.stack([[_hashed(choice) for choice in row["choices"]] for row in questions])  # [asked, options, F]
+    answers = np.array([row["answer"] for row in questions])
+    side = np.array([half[row["source_chunk"]] for row in questions])
+    right = 0
+    for learnt in (0, 1):
+        weights = _conditional_logit(features[side == learnt], answers[side == learnt])
+        scores = features[side != learnt] @ (-weights if inverted else weights)
+        right += int((scores.argmax(axis=1) == answers[side != learnt]).sum())
+    return right / len(questions)
+
+
+def _hashed(text: str) -> np.ndarray:
+    """Counts of a text's n-grams in hashed places, of length 1: [F]."""
+    words = ["<", *text.lower().split(), ">"]
+    marked = " ".join(words)
+    grams = [marked[i : i + n] for n in range(1, 5) for i in range(len(marked) - n + 1)]
+    grams += ["w:" + " ".join(words[i : i + n]) for n in (1, 2) for i in range(len(words) - n + 1)]
+    vector = np.zeros(_FEATURES, dtype=np.float32)
+    for gram in grams:
+        vector[zlib.crc32(gram.encode()) % _FEATURES] += 1
+    return vector / np.linalg.norm(vector)
+
+
+def _conditional_logit(features: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Weights [F] that maximise the likelihood of the answers less a quadratic penalty, by gradient descent.
+
+    Features are scaled by how much they vary among a question's options, as those that don't vary tell nothing.
+    """
+    features = features - features.mean(axis=1, keepdims=True)
+    scale = 1 / (features.std(axis=(0, 1)) + 1e-2)
+    features = features * scale
+    weights = np.zeros(features.shape[-1], dtype=np.float32)
+    chosen = np.eye(features.shape[1], dtype=np.float32)[answers]
+    for _ in range(_STEPS):
+        scores = features @ weights
+        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        gradient = np.einsum("qo,qof->f", chosen - shares, features) / len(answers) - _DECAY * weights
+        weights += _RATE * gradient
+    return weights * scale
 
 
 @dataclass(frozen=True)
