@@ -62,7 +62,7 @@ def can_follow(event: Event) -> bool:
 def consequences_of(world: World, origins: Iterable[Event]) -> list[Consequence]:
     """One consequence of each event, kinds in turn, no two of a kind with the same anchor.
 
-    A consequence has no value in common with the event that it follows from; its values hold ``origin``, the event's
+    None of its own values is one of the event that it follows from. They also hold ``origin``, that event's full
     name, which is part of the role and therefore stated.
     """
     kinds = load_kinds(CONSEQUENCES_DIR, edition=world.edition)
