@@ -15,7 +15,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ class EditionSize:
     few_shot_sources: int = 10
     validation_sources: int = 240
     validation_paraphrases: int = 2
-    multihop: int = 200  # sources that something follows from; edition 2 only
-    multihop_background: int = 200  # events that nobody asks about, with a consequence each
+    multihop: int = 200  # of the background: events that are asked about with what follows from them; edition 2 only
+    multihop_background: int = 200  # of the background: events that something follows from that nobody asks about
 
     @property
     def events(self) -> int:
@@ -135,63 +135,45 @@ def make_edition(
         size=size,
         events=world.events,
         chunks=[_chunk(e, role.get(e.id, "background")) for e in world.events],
-        paraphrases=[_paraphrase(e, n) for e in sources for n in range(1, first_validation)],
-        validation=[
-            _paraphrase(e, n)
-            for e in tuned
-            for n in range(first_validation, first_validation + size.validation_paraphrases)
-        ],
+        paraphrases=_paraphrases(sources, 1, first_validation),
+        validation=_paraphrases(tuned, first_validation, first_validation + size.validation_paraphrases),
         test=_questions(examiner, sources, size.questions_per_source, rng),
         dev=_questions(Examiner(world.events, seed), few_shot, size.questions_per_source, rng),
     )
-    return single if world.edition < FIRST_EDITION else _with_consequences(single, world, sources, few_shot, tuned)
+    return single if world.edition < FIRST_EDITION else _with_consequences(single, world, role.keys())
 
 
-def _with_consequences(
-    edition: Edition, world: World, sources: Sequence[Event], few_shot: Sequence[Event], tuned: Sequence[Event]
-) -> Edition:
+def _with_consequences(edition: Edition, world: World, taken: Collection[str]) -> Edition:
     """An edition and what follows from some of its events: more chunks and paraphrases, and multihop questions.
 
-    Consequences that are asked about follow from sources, whose paraphrases are there, and have as many of their own;
-    those for few-shot examples follow from the background.
+    What the other questions ask about (``taken``: ids) has no consequences: a second chunk with the event's name would
+    make those harder to find. Both chunks of a multihop question are sources, with as many paraphrases as any.
     """
     size, rng = edition.size, random.Random(f"consequences:{edition.seed}")
-    known = {event.id for event in (*sources, *few_shot)}
-    background = [event for event in world.events if event.id not in known]
-    followed = _sample_able(sources, size.multihop, rng)
-    others = _sample_able(background, size.few_shot_sources + size.multihop_background, rng)
-    told = consequences_of(world, [*followed, *others])
-    asked, shown = told[: len(followed)], told[len(followed) :][: size.few_shot_sources]
-    roles = ["source"] * len(asked) + ["few-shot"] * len(shown)
-    roles += ["background"] * (len(told) - len(roles))
-    in_validation = {event.id for event in tuned}
+    free = [event for event in world.events if event.id not in taken and can_follow(event)]
+    wanted = size.multihop + size.few_shot_sources + size.multihop_background
+    told = consequences_of(world, rng.sample(free, min(wanted, len(free))))
+    asked, shown = told[: size.multihop], told[size.multihop :][: size.few_shot_sources]
+    tuned = asked[: round(len(asked) * size.validation_sources / size.sources)]
+    role = {e.id: "few-shot" for e in _both(shown)} | {e.id: "source" for e in _both(asked)}
     first_validation = 1 + size.paraphrases
     last = first_validation + size.validation_paraphrases
     return replace(
         edition,
-        chunks=[*edition.chunks, *(_chunk(one.event, role) for one, role in zip(told, roles, strict=True))],
-        paraphrases=[
-            *edition.paraphrases,
-            *(_paraphrase(one.event, n) for one in asked for n in range(1, first_validation)),
+        chunks=[
+            *({**row, "role": role.get(row["id"], row["role"])} for row in edition.chunks),
+            *(_chunk(one.event, role.get(one.event.id, "background")) for one in told),
         ],
-        validation=[
-            *edition.validation,
-            *(
-                _paraphrase(one.event, n)
-                for one in asked
-                if one.origin.id in in_validation
-                for n in range(first_validation, last)
-            ),
-        ],
+        paraphrases=[*edition.paraphrases, *_paraphrases(_both(asked), 1, first_validation)],
+        validation=[*edition.validation, *_paraphrases(_both(tuned), first_validation, last)],
         multihop_test=_multihop_questions(asked, asked, edition.seed),
         multihop_dev=_multihop_questions(shown, told, edition.seed),
     )
 
 
-def _sample_able(events: Sequence[Event], wanted: int, rng: random.Random) -> list[Event]:
-    """``wanted`` of the events that something can follow from, or all of them where there are fewer."""
-    able = [event for event in events if can_follow(event)]
-    return rng.sample(able, min(wanted, len(able)))
+def _both(consequences: Iterable[Consequence]) -> list[Event]:
+    """The events of both chunks, each behind what it follows from."""
+    return [event for one in consequences for event in (one.origin, one.event)]
 
 
 def _multihop_questions(asked: Sequence[Consequence], rivals: Sequence[Consequence], seed: int) -> list[Row]:
@@ -223,6 +205,11 @@ def _chunk(event: Event, role: str) -> Row:
 
 def _paraphrase(event: Event, number: int) -> Row:
     return {"id": f"{event.id}/p{number:02d}", "chunk": event.id, "number": number, "text": realise(event, number)}
+
+
+def _paraphrases(events: Iterable[Event], first: int, end: int) -> list[Row]:
+    """Realisations ``first`` to ``end - 1`` of each event."""
+    return [_paraphrase(event, number) for event in events for number in range(first, end)]
 
 
 def _questions(examiner: Examiner, events: Sequence[Event], each: int, rng: random.Random) -> list[Row]:
