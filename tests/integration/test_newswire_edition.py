@@ -75,3 +75,47 @@ def test_its_tasks_are_the_bundled_ones_but_for_names(command: dict[str, str]) -
         expected = [lines.get(line, line) for line in (bundled / theirs).read_text().splitlines()]
         assert (ours / name).read_text().splitlines() == expected
         assert set(lines) <= set((bundled / theirs).read_text().splitlines())
+
+
+def test_edition_2_asks_questions_that_take_two_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KINJECT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["kinject", "corpus", "newswire", "--edition", "2", "--seed", "7", "--events", "300", "--out", "news"],
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "and 24 questions that take two chunks"
+    assert said[-1].endswith("--include_path news --tasks newswire2_7_cloze,newswire2_7_multihop_cloze")
+
+    tasks = ["newswire2_7", "newswire2_7_cloze", "newswire2_7_multihop", "newswire2_7_multihop_cloze"]
+    manager = TaskManager(include_defaults=False, include_path="news")
+    result = evaluate("rag-hf", {"retriever": "bm25", "k": 3}, tasks, manager, limit=6, num_fewshot=1)
+    corpus = load_corpus("news/corpus")
+    assert len(corpus) == 300 + 24 + 10 + 24
+    for task in tasks:
+        assert result["config"]["kinject"]["tasks"][task]["corpus"] == corpus.fingerprint
+        assert result["versions"][task] == 2.0
+        assert result["n-samples"][task]["original"] == (24 if "multihop" in task else 110)
+    for sample in result["samples"]["newswire2_7_multihop_cloze"]:
+        followed, event = sample["doc"]["source_chunks"]
+        assert sample["doc"]["source_chunk"] == followed
+        assert followed == f"{event}-next"
+        assert {followed, event} <= set(corpus.by_id)
+
+
+def test_an_edition_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kinject", "corpus", "newswire", "--edition", "3", "--out", str(tmp_path / "no")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code
+    assert "there is no edition 3 of the newswire; name one of 1, 2" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
