@@ -95,7 +95,8 @@ class MultihopExaminer:
 
     def __init__(self, consequences: Sequence[Consequence], seed: int) -> None:
         self._rng = random.Random(f"multihop:{seed}")
-        self._people = sorted({name for one in consequences for name in people(one.origin)})
+        # Once for each mention: who is mentioned more is a right option more often, and must be a wrong one as often.
+        self._people = [name for one in consequences for name in people(one.origin)]
         self._places: list[int] = []
 
     def ask(self, consequence: Consequence, identifier: str) -> Question:
@@ -131,9 +132,12 @@ class MultihopExaminer:
         chosen = self._rng.sample(nearby, min(len(nearby), OPTIONS - 1))
         out = {*people(consequence.origin), *people(consequence.event)}
         elsewhere = [name for name in self._people if name not in out]
-        if len(elsewhere) + len(chosen) < OPTIONS - 1:
+        if len(set(elsewhere)) + len(chosen) < OPTIONS - 1:
             raise CorpusError("too few consequences to find wrong options; draw more events")
-        chosen += self._rng.sample(elsewhere, OPTIONS - 1 - len(chosen))
+        while len(chosen) < OPTIONS - 1:
+            name = self._rng.choice(elsewhere)
+            if name not in chosen:
+                chosen.append(name)
         self._rng.shuffle(chosen)
         return chosen
 
