@@ -74,7 +74,7 @@ def forecast(study: Study, out: Path) -> list[str]:
         totals[1] = max([totals[1], *(size for size, _ in chunks.values())])
     lines += _indexes(study, out, totals[1])
     seconds = totals[0] + sum(took for _, took in training)
-    return [*lines, f"time         roughly {duration(seconds)} in all, on this machine, one job after the other"]
+    return [*lines, f"time         roughly {duration(seconds)} in all, one job after the other"]
 
 
 def _passes(jobs: dict[str, list[Cell]]) -> int:

@@ -232,18 +232,23 @@ def reading(model: str, revision: str | None = None) -> Reading:
 
 
 def _measured_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Floating-point operations a second of a matrix product on one device here."""
+    """Floating-point operations a second of a matrix product on one device here, at its quickest.
+
+    The mean of several would say how busy the machine is at this moment, and two threads that wait for one another on a
+    busy one are ten times slower.
+    """
     size = _PRODUCT[device]
     a = torch.randn(size, size, device=device, dtype=dtype)
     float((a @ a).sum())  # the first one chooses a kernel
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    quickest, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
         product = a @ a
         if device == "cuda":
             torch.cuda.synchronize()  # or the loop would only queue them
-        done += 1
+        quickest = min(quickest, time.perf_counter() - began)
     del product
-    return 2 * size**3 * done / (time.perf_counter() - began)
+    return 2 * size**3 / quickest
 
 
 def _bytes(recipe: Recipe, config: Any, parameters: int, trainable: int, micro: int) -> tuple[float, str]:
