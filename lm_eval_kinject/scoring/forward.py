@@ -98,6 +98,11 @@ def tokens_for_short_prompts(config: PreTrainedConfig, device: torch.device, lon
     return max(least, activations // _activation_bytes(config), 2 * longest)
 
 
+def forward_overhead(device: torch.device) -> int:
+    """What starting a forward costs, in tokens' worth of time."""
+    return 32 if device.type == "cpu" else 512
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a device has left; None where the system doesn't say."""
     if device.type == "cuda":
@@ -115,13 +120,11 @@ class PackScores:
     """What one pack yields.
 
     Attributes:
-        stop: tokens up to here are done.
         pairs: ``[p]`` which entries of the trie's ``rows`` and ``targets`` were read off.
         log_probs: ``[p]`` log-probability of each target, in nats.
         greedy: ``[p]`` whether the target has the highest logit.
     """
 
-    stop: int
     pairs: npt.NDArray[np.int64]
     log_probs: npt.NDArray[np.float64]
     greedy: npt.NDArray[np.bool_]
@@ -148,6 +151,10 @@ class TreeForward:
         parts = (part.config for part in model.modules() if isinstance(part, PreTrainedModel))
         self._last_block = LastBlock(model)
         self._configs = list({id(config): config for config in parts}.values())
+
+    def costs_at_most(self, trie: Trie, limit: float) -> bool:
+        """Whether forwarding a trie takes at most `limit` tokens' worth of time."""
+        return len(trie) + forward_overhead(self._device) * (1 + len(trie) // self.budget.tokens) <= limit
 
     def score(self, trie: Trie) -> Iterator[PackScores]:
         """Forwards the trie pack by pack, each token once.
@@ -201,7 +208,7 @@ class TreeForward:
             raise UnsupportedAttentionError("the model doesn't use the registered attention function")
         self.forwarded_tokens += pack.n_tokens
         log_probs, greedy = read_logits(logits, row_of_pair, trie.targets[pairs])
-        return PackScores(pack.stop, pairs, log_probs, greedy), attention.kept
+        return PackScores(pairs, log_probs, greedy), attention.kept
 
     def plain(self, tokens: Sequence[int], option: Sequence[int]) -> tuple[float, bool]:
         """Scores one request with the model's own attention, as lm_eval does but for the logits it throws away.

@@ -3,9 +3,10 @@
 For: a model class that hands over what ``HFLM._loglikelihood_tokens`` receives. Not for: generation, rolling
 log-likelihoods by text, or composing prompts.
 
-The one idea: never be wrong and never be slower. A model that can't be exact, a run too small to pay for the
-self-check, and a model that fails the self-check all take lm_eval's own path. The log says so once, but for small runs,
-of which only `ScoringStats` tells.
+The one idea: never be wrong and never be slower. Prefixes are shared by tree attention where the model's code allows
+it (`forward`), else by forking its own cache (`fork`). A model that can't be exact in either way, a run too small to
+pay for the self-check, and a model that fails the self-check all take lm_eval's own path. The log says so once, but for
+small runs, of which only `ScoringStats` tells.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from tqdm import tqdm
 
 from lm_eval_kinject.log import log
 from lm_eval_kinject.scoring.attention import UnsupportedAttentionError
-from lm_eval_kinject.scoring.forward import Budget, TreeForward, starting_budget
+from lm_eval_kinject.scoring.fork import ForkForward, UnsupportedCacheError
+from lm_eval_kinject.scoring.forward import Budget, TreeForward, forward_overhead, starting_budget
 from lm_eval_kinject.scoring.plan import Trie, build_trie, common_prefix
-from lm_eval_kinject.scoring.support import base_model, reason_unsupported
+from lm_eval_kinject.scoring.support import base_model, reason_no_fork, reason_unsupported
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """``((context, continuation) or None, context token ids, continuation token ids)``, as lm_eval passes them."""
@@ -35,7 +37,6 @@ Answer = tuple[float, bool]
 
 _WORTH_A_SECOND_CHECK = 200  # requests from which on a second one is compared
 _MARGIN = 0.9  # shared must promise to cost at most this part of lm_eval's path
-_FORWARD_OVERHEAD = {"cpu": 32, "cuda": 512}  # of one forward, in tokens' worth of time
 
 
 @dataclass
@@ -43,10 +44,10 @@ class ScoringStats:
     """What the last call did.
 
     Attributes:
-        path: ``shared`` or ``harness``.
+        path: ``shared`` (a tree of prefixes in one forward), ``forked`` (the model's own cache) or ``harness``.
         reason: why it was ``harness``; empty otherwise.
         requests: how many were scored.
-        forwarded_tokens: tokens that went through the model on the shared path.
+        forwarded_tokens: tokens that went through the model on the shared path, a batch's padding included.
         distinct_tokens: tokens of the trie of all requests.
         checked: how many requests were compared with lm_eval's path.
         check_tokens: tokens that went through the model for that, beside the forwarded ones.
@@ -87,7 +88,9 @@ class SharedPrefixScorer:
         self._lm = lm
         self._self_check = self_check
         self._always = always
-        self._unsupported = reason_unsupported(lm)
+        no_tree, no_fork = reason_unsupported(lm), reason_no_fork(lm)
+        self._way = "shared" if no_tree is None else "forked"
+        self._unsupported = no_tree if no_fork is not None else None
         self._failed: str | None = None  # the self-check's verdict; unlike _unsupported, it may differ by process
         self._checked_length = 0
         self._said: set[str] = set()
@@ -95,7 +98,12 @@ class SharedPrefixScorer:
         if self._unsupported is None:
             model = base_model(lm)
             budget = budget or starting_budget(model)
-            self._forward = TreeForward(lm.model, torch.device(lm.device), lm.mixed_precision_dtype, budget)
+            device, autocast = torch.device(lm.device), lm.mixed_precision_dtype
+            self._forward: TreeForward | ForkForward = (
+                TreeForward(lm.model, device, autocast, budget)
+                if self._way == "shared"
+                else ForkForward(lm.model, model, device, autocast, budget, tolerance=self._tolerance(1))
+            )
             self._head_share = _head_share(model)
             config = model.config.get_text_config()
             reach = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
@@ -134,18 +142,23 @@ class SharedPrefixScorer:
         suspects = [] if suspect is None else [suspect]
         if sibling is not None and len(requests) >= _WORTH_A_SECOND_CHECK:
             suspects.append(sibling)
-        pays = self._always or self._pays(trie, [len(inputs[i]) for i in suspects])
+        try:
+            pays = self._always or self._pays(trie, [len(inputs[i]) for i in suspects])
+        except UnsupportedCacheError as error:
+            self._failed, pays = str(error), False
+            self._say(f"Scoring with lm_eval's own path, because {error}.")
         if not self._all_share(pays):
-            return harness("sharing would not pay" if not pays else "another process takes lm_eval's path")
+            others = "another process takes lm_eval's path"
+            return harness(others if pays else self._failed or "sharing would not pay")
         cut = sum(len(context) + len(option) > limit + 1 for _, context, option in requests)
         if cut:
             self._say(f"{cut} of {len(requests)} requests exceed {limit} tokens and lose their beginning.")
 
         before = self._forward.forwarded_tokens
-        self.stats = stats = ScoringStats("shared", requests=len(requests), distinct_tokens=len(trie))
+        self.stats = stats = ScoringStats(self._way, requests=len(requests), distinct_tokens=len(trie))
         try:
             return self._shared(requests, trie, set(suspects), disable_tqdm)
-        except (UnsupportedAttentionError, _SelfCheckError) as error:
+        except (UnsupportedAttentionError, UnsupportedCacheError, _SelfCheckError) as error:
             self._failed = f"shared prefixes aren't exact for it ({error})"
             self._say(f"Scoring with lm_eval's own path, because {self._failed}.", logging.ERROR)
             answers = harness(self._failed, alone=True)
@@ -182,15 +195,15 @@ class SharedPrefixScorer:
     def _answers(self, trie: Trie) -> Iterator[tuple[int, Answer]]:
         """Answers with the index of their request, each as soon as it is known."""
         log_probs, greedy = np.zeros(len(trie.rows)), np.zeros(len(trie.rows), np.bool_)
-        last_rows = trie.rows[trie.offsets[1:] - 1]
-        by_completion = iter(np.argsort(last_rows, kind="stable").tolist())
-        waiting = next(by_completion, None)
+        missing = np.diff(trie.offsets)
+        owners = np.repeat(np.arange(trie.n_requests), missing)
         for scores in self._forward.score(trie):
             log_probs[scores.pairs], greedy[scores.pairs] = scores.log_probs, scores.greedy
-            while waiting is not None and last_rows[waiting] < scores.stop:
-                own = slice(trie.offsets[waiting], trie.offsets[waiting + 1])
-                yield waiting, (float(log_probs[own].sum()), bool(greedy[own].all()))
-                waiting = next(by_completion, None)
+            touched, found = np.unique(owners[scores.pairs], return_counts=True)
+            missing[touched] -= found
+            for request in touched[missing[touched] == 0].tolist():
+                own = slice(trie.offsets[request], trie.offsets[request + 1])
+                yield request, (float(log_probs[own].sum()), bool(greedy[own].all()))
 
     def _suspect(self, inputs: Sequence[list[int]]) -> int | None:
         """The request to compare with lm_eval's path: the longest.
@@ -239,15 +252,17 @@ class SharedPrefixScorer:
 
         Costs are in tokens' worth of time: 1 for a token through the layers, `_head_share` for its logits, and a
         little for starting a forward.
+
+        Raises:
+            UnsupportedCacheError: the model was asked whether it goes on from its cache, and doesn't.
         """
-        overhead = _FORWARD_OVERHEAD.get(self._lm.device.type, 512)
+        overhead = forward_overhead(self._lm.device)
         batch = self._lm.batch_size if isinstance(self._lm.batch_size, int) else 8
         separate = trie.separate_lengths
         plain = separate.sum() * (1 + self._head_share) + overhead * -(-len(separate) // batch)
-        shared = len(trie) + len(trie.scored_rows) * self._head_share
-        shared += overhead * (1 + len(trie) // self._forward.budget.tokens)
-        shared += sum(length + 2 * overhead for length in check_lengths)
-        return bool(shared <= _MARGIN * plain)
+        logits = len(trie.scored_rows) * self._head_share
+        checks = sum(length + 2 * overhead for length in check_lengths)
+        return self._forward.costs_at_most(trie, float(_MARGIN * plain - logits - checks))
 
     def _remember(self, request: Request, answer: Answer) -> None:
         if request[0] is not None:

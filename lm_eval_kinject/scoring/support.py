@@ -1,22 +1,26 @@
-"""Which models the shared-prefix scorer can score exactly, found from the model alone, before anything is scored.
+"""Which models the shared-prefix scorer can score exactly, and in which way, found from the model alone.
 
 For: `scorer` and for messages to the user. Not for: proof. A model that passes is still compared with lm_eval's own
 path at the start of a run (`scorer`), because a configuration can't say everything.
 
 The one idea: name what is known to be exact and refuse the rest. A token's key, value and logits must depend on its
-ancestors and its position alone; state, mixing across positions, virtual tokens, and rotary frequencies that follow
-the longest position of a forward break that.
+ancestors and its position alone; virtual tokens, and rotary frequencies that follow the longest position of a forward
+break that for good. A tree in one forward breaks with a recurrent state, too, and with any mixing across positions but
+attention through transformers' interface; such models may still have their cache forked.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
+
+from lm_eval_kinject.scoring.fork import CACHE_ARGUMENTS
 
 _PER_TOKEN_ADAPTERS = frozenset(
     {"LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "VBLORA", "MISS", "BONE"}
@@ -28,7 +32,7 @@ _ROPE_BY_LONGEST_POSITION = frozenset({"dynamic", "longrope"})
 
 
 def reason_unsupported(lm: HFLM) -> str | None:
-    """Why `lm` must be scored by lm_eval's own path, or None if shared prefixes are exact for it.
+    """Why prefixes can't be shared in one forward by tree attention (`forward`), or None if that is exact for `lm`.
 
     Args:
         lm: a loaded ``hf`` model of lm_eval or a subclass.
@@ -36,6 +40,25 @@ def reason_unsupported(lm: HFLM) -> str | None:
     Returns:
         A clause fit to follow "because", for example ``it is an encoder-decoder``.
     """
+    return _common_problem(lm) or _first_problem(base_model(lm), (_code_problem, _attention_problem))
+
+
+def reason_no_fork(lm: HFLM) -> str | None:
+    """Why prefixes can't be shared by forking the model's cache (`fork`), or None if that is worth trying.
+
+    Whether the model goes on from its cache exactly is asked of the model itself before it is used.
+
+    Args:
+        lm: a loaded ``hf`` model of lm_eval or a subclass.
+
+    Returns:
+        A clause fit to follow "because", for example ``its forward takes no cache``.
+    """
+    return _common_problem(lm) or _first_problem(base_model(lm), (_cache_problem, _direction_problem))
+
+
+def _common_problem(lm: HFLM) -> str | None:
+    """What stands in the way of sharing prefixes at all."""
     if lm.backend != "causal":
         return "it is an encoder-decoder"
     if type(lm)._model_call is not HFLM._model_call:
@@ -46,7 +69,14 @@ def reason_unsupported(lm: HFLM) -> str | None:
     model = base_model(lm)
     if not isinstance(model, PreTrainedModel):
         return f"{type(model).__name__} isn't a transformers model"
-    checks: tuple[Callable[[Any], str | None], ...] = (_code_problem, _rope_problem, _attention_problem)
+    if not type(model).__module__.startswith("transformers."):
+        return f"{type(model).__name__} isn't part of transformers, so its masks are unknown"
+    if (getattr(model, "_tp_size", None) or 1) > 1:
+        return "it runs tensor-parallel"
+    return _rope_problem(model)
+
+
+def _first_problem(model: Any, checks: Sequence[Callable[[Any], str | None]]) -> str | None:
     return next((problem for check in checks if (problem := check(model))), None)
 
 
@@ -69,8 +99,6 @@ def _adapter_problem(model: Any) -> str | None:
 
 def _code_problem(model: PreTrainedModel) -> str | None:
     name = type(model).__name__
-    if not type(model).__module__.startswith("transformers."):
-        return f"{name} isn't part of transformers, so its masks are unknown"
     if getattr(model, "_is_stateful", False):
         return f"{name} carries a recurrent state"
     if not _attention_replaceable(type(model)):
@@ -81,8 +109,6 @@ def _code_problem(model: PreTrainedModel) -> str | None:
         missing = [argument for argument in missing if argument != "use_cache"]  # goes on to the layers below
     if missing:
         return f"{name}'s forward doesn't take {', '.join(missing)}"
-    if (getattr(model, "_tp_size", None) or 1) > 1:
-        return "it runs tensor-parallel"
     return None
 
 
@@ -96,6 +122,23 @@ def _attention_replaceable(model_class: type[PreTrainedModel]) -> bool:
         if "_supports_attention_backend" in vars(kind):
             return bool(vars(kind)["_supports_attention_backend"])
     return hasattr(sys.modules[model_class.__module__], "ALL_ATTENTION_FUNCTIONS")
+
+
+def _cache_problem(model: PreTrainedModel) -> str | None:
+    if not set(CACHE_ARGUMENTS) & inspect.signature(model.forward).parameters.keys():
+        return f"{type(model).__name__}'s forward takes no cache"
+    limit = getattr(model.config.get_text_config(), "time_step_limit", None) or (0.0, math.inf)
+    if limit[0] > 0 or limit[1] < math.inf:
+        return "its time steps are limited, which transformers leaves out where tokens come one by one"
+    return None
+
+
+def _direction_problem(model: PreTrainedModel) -> str | None:
+    config = model.config.get_text_config()
+    bidirectional = getattr(config, "use_bidirectional_attention", None) or "vision"
+    if bidirectional != "vision" or getattr(config, "is_causal", True) is False:  # no images here
+        return "its attention isn't causal"
+    return None
 
 
 def _rope_problem(model: PreTrainedModel) -> str | None:
@@ -115,7 +158,4 @@ def _attention_problem(model: PreTrainedModel) -> str | None:
         return f"it has layers of type {', '.join(odd)}"
     if getattr(config, "attention_chunk_size", None) and not getattr(config, "layer_types", None):
         return "it attends in chunks"
-    bidirectional = getattr(config, "use_bidirectional_attention", None) or "vision"
-    if bidirectional != "vision" or getattr(config, "is_causal", True) is False:  # no images here
-        return "its attention isn't causal"
-    return None
+    return _direction_problem(model)
