@@ -5,14 +5,15 @@ correctness at large, which `tests/invariant/test_scoring_exact.py` pins down on
 difference is printed here all the same.
 
 The one idea: prompts are token lists of the shapes that retrieval makes (chunks of 256 tokens in front of a question,
-options behind it), drawn at random, and so is the Llama-shaped model, about 110 million parameters with the smaller
-vocabulary. Time depends on shapes, not on meaning.
+options behind it), drawn at random, and so is the model, Llama-shaped unless told otherwise, about 110 million
+parameters with the smaller vocabulary. Time depends on shapes, not on meaning.
 
     python benchmarks/scoring.py --list
     python benchmarks/scoring.py                          # every case, an hour and a half on two CPU cores
     python benchmarks/scoring.py --cases k3-cloze-32k --questions 4
     python benchmarks/scoring.py --small                  # a tiny model, in a minute: does it run?
     python benchmarks/scoring.py --device cuda --dtype bfloat16 --model 1b
+    python benchmarks/scoring.py --model hybrid --cases k3-cloze-32k --questions 6     # by forking the model's cache
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_kinject.scoring import ScoringStats, SharedPrefixScorer
 
@@ -171,20 +172,49 @@ def make_requests(case: Case, n_questions: int, vocabulary: int, seed: int = 0) 
     return requests
 
 
+_LLAMA_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "110m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+    | {"num_key_value_heads": 8},
+}
+_HYBRID_SIZE = _LLAMA_SIZES["110m"] | {"num_key_value_heads": 4}
+FORKED: dict[str, tuple[str, dict[str, Any]]] = {
+    # LFM2: the leanest of the hybrids, so that what forking itself costs weighs most
+    "hybrid": ("lfm2", _HYBRID_SIZE | {"layer_types": ["conv", "conv", "full_attention"] * 4}),
+    "qwen-hybrid": (
+        "qwen3_5_text",
+        _HYBRID_SIZE
+        | {"layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 3, "head_dim": 64}
+        | {"linear_num_key_heads": 8, "linear_num_value_heads": 8}
+        | {"linear_key_head_dim": 64, "linear_value_head_dim": 64},
+    ),
+    "granite-hybrid": (
+        "granitemoehybrid",
+        _HYBRID_SIZE
+        | {"layer_types": (["mamba"] * 5 + ["attention"]) * 2, "shared_intermediate_size": 2048}
+        | {"num_local_experts": 0, "num_experts_per_tok": 0, "mamba_n_heads": 24, "mamba_d_head": 64}
+        | {"mamba_d_state": 64, "mamba_n_groups": 1, "mamba_chunk_size": 256},
+    ),
+    "mamba": ("mamba", {"hidden_size": 768, "num_hidden_layers": 24, "state_size": 16}),
+    "bloom": ("bloom", {"hidden_size": 768, "n_head": 12, "n_layer": 12}),
+}
+"""Models of about 100 million parameters (with 32 k entries) whose prefixes are shared by forking their cache."""
+FORKED_TARGETS = {"k3-cloze-32k": 3.0}
+
+
 def make_lm(size: str, vocabulary: int, device: str, dtype: torch.dtype) -> HFLM:
-    """A random Llama-shaped model with a given vocabulary, loaded in lm_eval's ``hf``."""
-    shape = {
-        "tiny": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4},
-        "110m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
-        "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
-        | {"num_key_value_heads": 8},
-    }[size]
+    """A random model with a given vocabulary, Llama-shaped or one of `FORKED`, loaded in lm_eval's ``hf``."""
+    arch, shape = FORKED.get(size) or ("llama", _LLAMA_SIZES[size])
+    if arch not in ("mamba", "bloom"):
+        shape = shape | {"max_position_embeddings": 4096}
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=4096, tie_word_embeddings=True, **shape)
-    model = LlamaForCausalLM._from_config(config, dtype=dtype).to(device).eval()
+    common = {"vocab_size": vocabulary, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2}
+    config = AutoConfig.for_model(arch, **common, pad_token_id=0, **shape)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).to(device).eval()
     raw = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device=device)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device=device, max_length=4096)
 
 
 class PeakMemory:
@@ -305,7 +335,7 @@ def run_case(name: str, lm: HFLM, device: str, n_questions: int, batch_sizes: li
         tried=tried,
         ours=run,
         ratio=best.seconds / run.seconds,
-        target=case.target,
+        target=FORKED_TARGETS.get(name) if stats.path == "forked" else case.target,
         forwarded_over_distinct=stats.forwarded_tokens / stats.distinct_tokens if stats.distinct_tokens else None,
         memory_over_stock=run.peak_mib / least if run.peak_mib is not None and least else None,
         largest_difference=max(abs(a[0] - b[0]) for a, b in pairs),
@@ -328,9 +358,14 @@ def broken_promises(row: Row, dtype: str) -> list[str]:
     least = row.target or 0.95
     if row.ratio < least:
         broken.append(f"ratio {row.ratio:.2f} < {least:g}")
-    if row.forwarded_over_distinct is not None and row.forwarded_over_distinct > 1.05:
+    forked = row.stats.path == "forked"  # which computes short branches twice where that is cheaper
+    if not forked and row.forwarded_over_distinct is not None and row.forwarded_over_distinct > 1.05:
         broken.append(f"forwarded/distinct {row.forwarded_over_distinct:.3f} > 1.05")
-    if row.case == "k3-cloze-128k" and not (row.memory_over_stock is not None and row.memory_over_stock <= 0.25):
+    if (
+        row.case == "k3-cloze-128k"
+        and not forked
+        and not (row.memory_over_stock is not None and row.memory_over_stock <= 0.25)
+    ):
         shown = "not measured" if row.memory_over_stock is None else f"{row.memory_over_stock:.2f}"
         broken.append(f"memory/stock {shown}, where 0.25 is promised")
     if row.deepest and row.ours.peak_mib and row.deepest.peak_mib and row.ours.peak_mib > 1.2 * row.deepest.peak_mib:
@@ -390,7 +425,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--repeats", type=int, default=1, help="take the best time of so many; one-… and two-… cases: 5 times that"
     )
-    parser.add_argument("--model", choices=["tiny", "110m", "1b"], default="110m")
+    parser.add_argument("--model", choices=[*_LLAMA_SIZES, *FORKED], default="110m")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/scoring-DATE-DEVICE.json)")

@@ -23,7 +23,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,31 @@ class UnsupportedCacheError(RuntimeError):
     """The model doesn't go on from its cache as if it had read the prefix; the text says what it does instead."""
 
 
+@dataclass(frozen=True)
+class Prices:
+    """What it costs to go on from a cache, in tokens' worth of time, beside the tokens themselves.
+
+    Attributes:
+        forward: starting a forward of several tokens: caches are copied, and joined to new keys layer by layer.
+        step: a forward of one token, of which there is one for each token of the longest row.
+        row: a row that takes several tokens at once: scans fill it up to a whole chunk.
+        at_once: the model takes several tokens at once.
+        one_by_one: it takes one token in each of several rows.
+    """
+
+    forward: int
+    step: int
+    row: int = 0
+    at_once: bool = True
+    one_by_one: bool = True
+
+    def onward(self, tokens: int, rows: int, width: int) -> tuple[float, bool]:
+        """The price of a batch that goes on from a cache, and whether that is for doing it one by one."""
+        at_once = tokens + self.forward + self.row * rows if self.at_once else math.inf
+        one_by_one = tokens + self.step * width if self.one_by_one else math.inf
+        return min(at_once, one_by_one), one_by_one < at_once
+
+
 @dataclass(eq=False)
 class Branch:
     """A chain of the trie, tokens ``start`` to ``stop`` with one child each, and how what follows it is forwarded.
@@ -65,7 +90,9 @@ class Branch:
         together: what follows and goes as rows of one batch: the numbers on each path from here to a leaf.
         apart: what follows as chains of their own, in the order in which they run.
         afresh: the chain is forwarded with all that comes before it, because going on from a cache costs more.
-        rows_afresh: the same for the batch.
+        one_by_one: the chain is forwarded token by token.
+        rows_afresh: as `afresh`, for the batch.
+        rows_one_by_one: as `one_by_one`, for the batch.
         leaves: paths from `start` to a leaf.
         tokens: tokens on all these paths, shared ones as often as they are passed.
         width: the longest of them.
@@ -80,7 +107,9 @@ class Branch:
     together: list[IntArray] = field(default_factory=list)
     apart: list[Branch] = field(default_factory=list)
     afresh: bool = False
+    one_by_one: bool = False
     rows_afresh: bool = False
+    rows_one_by_one: bool = False
     leaves: int = 0
     tokens: int = 0
     width: int = 0
@@ -97,13 +126,12 @@ class Branch:
         return own if self.parent is None else np.concatenate([self.parent.path(), own])
 
 
-def plan_forks(trie: Trie, overhead: int, stepwise: bool) -> Branch:
+def plan_forks(trie: Trie, prices: Prices) -> Branch:
     """Decides which branches of a trie go together, and what that costs.
 
     Args:
         trie: the trie.
-        overhead: price of starting a forward, in tokens' worth of time.
-        stepwise: the model goes on from a cache only one token at a time, so that each takes a forward.
+        prices: what the model can do, and what it costs.
 
     Returns:
         The root, which holds no token itself.
@@ -124,37 +152,43 @@ def plan_forks(trie: Trie, overhead: int, stepwise: bool) -> Branch:
         open_ends.append((branch, int(trie.ends[last])))
         start = last + 1
     for branch in reversed(branches):
-        _decide(branch, overhead, stepwise)
+        _decide(branch, prices)
     return root
 
 
-def _decide(branch: Branch, overhead: int, stepwise: bool) -> None:
+def _decide(branch: Branch, prices: Prices) -> None:
     """Fills in a branch whose children are decided."""
     own, children = branch.stop - branch.start, branch.children
     branch.leaves = sum(child.leaves for child in children) or 1
     branch.tokens = own * branch.leaves + sum(child.tokens for child in children)
     branch.width = own + max((child.width for child in children), default=0)
 
-    def continued(rows: Sequence[Branch]) -> float:
-        steps = max(row.width for row in rows) if stepwise and branch.end else 1
-        return sum(row.tokens for row in rows) + overhead * steps
+    def onward(rows: Sequence[Branch]) -> tuple[float, bool]:
+        if not branch.end:
+            return math.inf, False  # nothing to go on from
+        tokens, leaves = sum(row.tokens for row in rows), sum(row.leaves for row in rows)
+        return prices.onward(tokens, leaves, max(row.width for row in rows))
 
     def afresh(rows: Sequence[Branch]) -> float:
-        return sum(row.tokens + row.leaves * branch.end for row in rows) + overhead
+        return sum(row.tokens + row.leaves * branch.end for row in rows) + prices.forward
 
-    together = [child for child in children if min(continued([child]), afresh([child])) <= child.price + overhead]
-    apart = sorted((child for child in children if child not in together), key=lambda child: child.start)
+    together = [child for child in children if min(onward([child])[0], afresh([child])) <= child.price + prices.forward]
+    apart = [child for child in children if child not in together]
     # The first holds the request that is compared with lm_eval's path. The largest last: it needs no copy.
     branch.apart = apart[:1] + sorted(apart[1:], key=lambda child: child.price)
     branch.together = [path for child in together for path in _paths(child)]
     branch.children = []
-    branch.rows_afresh = bool(together) and afresh(together) < continued(together)
-    again = overhead + branch.end
-    branch.afresh = stepwise and branch.depth > 0 and again < own * (1 + overhead)
+    branch.price = sum(child.price for child in apart)
+    if together:
+        again, (price, branch.rows_one_by_one) = afresh(together), onward(together)
+        branch.rows_afresh = again < price
+        branch.price += min(again, price)
     if own:
-        branch.price = again if branch.afresh else own + overhead * (own if stepwise and branch.depth else 1)
-    branch.price += sum(child.price for child in apart)
-    branch.price += min(continued(together), afresh(together)) if together else 0.0
+        again, (price, branch.one_by_one) = prices.forward + branch.end, (math.inf, False)
+        if branch.depth:
+            price, branch.one_by_one = prices.onward(own, 1, own)
+        branch.afresh = again < price
+        branch.price += min(again, price)
 
 
 def _paths(branch: Branch) -> list[IntArray]:
@@ -196,9 +230,9 @@ class ForkForward:
         self._takes_rows = "logits_to_keep" in parameters
         self._vocabulary = int(base.config.get_text_config().vocab_size)
         self._tolerance = tolerance
-        self._overhead = 2 * forward_overhead(device)  # copying caches, and joining them to new keys layer by layer
-        self._stepwise: bool | None = None  # not asked yet
-        self._least_width = 1
+        overhead, chunk = forward_overhead(device), _scan_chunk(base.config.get_text_config())
+        self._prices = Prices(forward=2 * overhead, step=2 * overhead // 3, row=chunk // 4)  # at best
+        self._asked = False
         free = free_memory(device) or _COPIES_ON_CPU * 8
         self._room = free // 8 if device.type == "cuda" else min(free // 8, _COPIES_ON_CPU)
 
@@ -208,12 +242,12 @@ class ForkForward:
         Raises:
             UnsupportedCacheError: asked, the model turns out not to go on from its cache.
         """
-        if self._stepwise is None:
-            asking = 5 * self._overhead + 4 * (_PROBE_PREFIX + _PROBE_BRANCH)
-            if plan_forks(trie, self._overhead, stepwise=False).price + asking > limit:
+        if not self._asked:
+            asking = 5 * self._prices.forward + 4 * (_PROBE_PREFIX + _PROBE_BRANCH)
+            if plan_forks(trie, self._prices).price + asking > limit:
                 return False  # not even if it is one of the better kind
             self._ask()
-        return plan_forks(trie, self._overhead, bool(self._stepwise)).price <= limit
+        return plan_forks(trie, self._prices).price <= limit
 
     def score(self, trie: Trie) -> Iterator[PackScores]:
         """Forwards the trie, each token about once.
@@ -221,12 +255,10 @@ class ForkForward:
         Raises:
             UnsupportedCacheError: the model doesn't go on from its cache.
         """
-        if self._stepwise is None:
+        if not self._asked:
             self._ask()
         readings = _Readings(trie)
-        waiting: list[tuple[Branch, Any, bool]] = [
-            (plan_forks(trie, self._overhead, bool(self._stepwise)), None, False)
-        ]
+        waiting: list[tuple[Branch, Any, bool]] = [(plan_forks(trie, self._prices), None, False)]
         while waiting:
             branch, cache, needed_later = waiting.pop()
             if branch.parent is not None:
@@ -243,10 +275,10 @@ class ForkForward:
         leaf = not (branch.together or branch.apart)
         while True:
             if cache is None:  # at the root, where that costs less, and where memory ran out half-way
-                work = partial(self._run, readings, [branch.path()], branch.start, 0, None, leaf)
+                work = partial(self._run, readings, [branch.path()], branch.start, 0, None, leaf, False)
             else:
                 given = partial(_copied, cache, 1) if needed_later else partial(_itself, cache)
-                work = partial(self._run, readings, [own], branch.start, branch.depth, given, leaf)
+                work = partial(self._run, readings, [own], branch.start, branch.depth, given, leaf, branch.one_by_one)
             result = self._unless_out_of_memory(work)
             if result is not None:
                 return result
@@ -264,7 +296,8 @@ class ForkForward:
             n = self._fitting([len(row) + len(before) for row in rows[first:]], size)
             part = [np.concatenate([before, row]) for row in rows[first : first + n]]
             given = None if afresh else partial(_copied, cache, n)
-            work = partial(self._run, readings, part, branch.stop, 0 if afresh else branch.end, given, True)
+            depth = 0 if afresh else branch.end
+            work = partial(self._run, readings, part, branch.stop, depth, given, True, branch.rows_one_by_one)
             result = self._unless_out_of_memory(work)
             if result is None:
                 continue
@@ -276,7 +309,7 @@ class ForkForward:
         most = min(
             len(lengths), max(1, self.budget.tokens // lengths[0]), max(1, self._room // size if size else 10**9)
         )
-        return next((n for n in range(1, most) if lengths[0] - lengths[n] > self._overhead), most)
+        return next((n for n in range(1, most) if lengths[0] - lengths[n] > self._prices.forward), most)
 
     def _run(
         self,
@@ -286,6 +319,7 @@ class ForkForward:
         depth: int,
         given: Callable[[], Any] | None,
         leaf: bool,
+        one_by_one: bool,
     ) -> tuple[PackScores, Any]:
         """Forwards the rows of one batch, in as few forwards as model and budget allow.
 
@@ -296,17 +330,18 @@ class ForkForward:
             depth: tokens before the rows.
             given: makes the cache of these tokens, one row for each; None where there are none.
             leaf: nothing follows, so that the cache isn't kept.
+            one_by_one: go on from a cache one token at a time.
 
         Returns:
             The scores, and the cache behind the rows.
         """
-        width = max(len(rows[0]), self._least_width if leaf else 0)
+        width = max(len(rows[0]), self._least(len(rows)))
         numbers = np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows])
         reads = readings.of(numbers, first_read)
         cache = given() if given is not None else None
         parts, start = [], 0
         while start < width:
-            stop = self._piece(reads, start, len(rows), cache)
+            stop = self._piece(reads, start, len(rows), cache is not None, one_by_one)
             keep = not leaf or stop < width or cache is not None
             piece = reads[:, start:stop]
             columns = np.flatnonzero(piece.any(axis=0))
@@ -318,21 +353,24 @@ class ForkForward:
             start = stop
         return _joined(parts), None if leaf else cache
 
-    def _piece(self, reads: npt.NDArray[np.bool_], start: int, rows: int, cache: Any) -> int:
+    def _least(self, rows: int) -> int:
+        """Fewest tokens of a forward."""
+        return 1 if rows == 1 or self._prices.one_by_one else 2
+
+    def _piece(self, reads: npt.NDArray[np.bool_], start: int, rows: int, cached: bool, one_by_one: bool) -> int:
         """Where a forward from column `start` on ends."""
-        width = reads.shape[1]
-        if self._stepwise:
-            return width if cache is None else start + 1  # the first can't be cut: it would forget where it stood
+        width, least = reads.shape[1], self._least(rows)
+        if cached and one_by_one:
+            return start + 1
+        if not self._prices.at_once:
+            return width  # what came after would have to go one by one
         tokens = self.budget.tokens if self._takes_rows else min(self.budget.tokens, self.budget.rows)
-        stop = min(width, start + max(1, tokens // rows))
+        stop = min(width, start + max(least, tokens // rows))
         scored = start + np.flatnonzero(reads[:, start:stop].any(axis=0))
         beyond = max(1, self.budget.rows // rows)
         if beyond < len(scored):
-            stop = max(start + 1, int(scored[beyond]))
-        if rows > 1 and (stop - start < self._least_width or 0 < width - stop < self._least_width):
-            stop = min(width, max(stop, start + self._least_width))
-            stop = width if width - stop < self._least_width else stop
-        return stop
+            stop = max(start + least, int(scored[beyond]))
+        return width if width - stop < least else stop
 
     def _forward(
         self, tokens: IntArray, depth: int, cache: Any, columns: IntArray, keep: bool
@@ -373,16 +411,18 @@ class ForkForward:
         """
         before = self.forwarded_tokens
         try:
-            self._stepwise, self._least_width = self._answer()
+            at_once, one_by_one = self._answer()
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             if isinstance(error, UnsupportedCacheError) or is_out_of_memory(error):
                 raise
             raise UnsupportedCacheError(f"it doesn't take its cache back: {' '.join(str(error).split())}") from error
         finally:
             self.forwarded_tokens = before
+        self._prices = replace(self._prices, at_once=at_once, one_by_one=one_by_one)
+        self._asked = True
 
-    def _answer(self) -> tuple[bool, int]:
-        """Whether the model has to be fed token by token, and how many tokens several rows need at least."""
+    def _answer(self) -> tuple[bool, bool]:
+        """Whether the model goes on with several tokens at once, and with one in each of several rows."""
         drawn = np.random.default_rng(0).integers(self._vocabulary, size=_PROBE_PREFIX + 2 * _PROBE_BRANCH)
         prefix, branches = drawn[None, :_PROBE_PREFIX], drawn[_PROBE_PREFIX:].reshape(2, _PROBE_BRANCH)
         places = np.arange(_PROBE_BRANCH)
@@ -404,7 +444,7 @@ class ForkForward:
         in_rows, _ = agree(_copied(cache, 2), slice(0, 2), slice(0, 1))
         if not (alone and alone_again) or not (at_once or in_rows):
             raise UnsupportedCacheError("it doesn't go on from its cache as if it had read the prefix")
-        return not at_once, 1 if in_rows else 2
+        return at_once, in_rows
 
     def _unless_out_of_memory(self, work: Callable[[], tuple[PackScores, Any]]) -> tuple[PackScores, Any] | None:
         """The result of `work`, or None after halving the budget because memory ran out."""
@@ -420,6 +460,12 @@ class ForkForward:
         return None
 
 
+def _scan_chunk(config: Any) -> int:
+    """Tokens of a chunk, of a model that scans sequences in chunks; 0 for others."""
+    sizes = [getattr(config, name, None) for name in ("mamba_chunk_size", "chunk_size")]
+    return next((int(size) for size in sizes if size), 0)
+
+
 class _Readings:
     """Which logits of a trie are read, each once, and what they say."""
 
@@ -431,7 +477,7 @@ class _Readings:
         self._rows = trie.rows[self._pairs]
 
     def of(self, numbers: IntArray, first: int) -> npt.NDArray[np.bool_]:
-        """Which of ``numbers [rows, n]`` are read: scored ones from `first` on, not yet done, at their first place."""
+        """Which of ``numbers [rows, n]`` are read: scored from `first` on, not yet done, and where they stand first."""
         found, places = np.unique(numbers, return_index=True)
         reads = np.zeros(numbers.size, np.bool_)
         reads[places] = self._scored[found] & (found >= first)

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.tiny_models import make_tokenizer
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from helpers.tiny_models import make_tokenizer
 
 _IDS: dict[str, Any] = {"vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 _SIZE = _IDS | {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4, "max_position_embeddings": 512}
