@@ -65,9 +65,8 @@ def test_same_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(fork, "forward_overhead", lambda _, price=price: price)
         scorer, ours = forked(lm, requests, budget=budget)
         difference = largest_difference(ours, theirs)
-        print(
-            f"{name}, {price}, {budget}: {difference:.1e}; {scorer.stats.forwarded_tokens} tokens of {scorer.stats.distinct_tokens}"
-        )
+        stats = scorer.stats
+        print(f"{name}, {price}, {budget}: {difference:.1e}; {stats.forwarded_tokens} of {stats.distinct_tokens}")
         assert difference <= TOLERANCE
         assert stats.largest_difference <= TOLERANCE
         if price == 0:
