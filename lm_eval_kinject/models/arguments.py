@@ -57,7 +57,6 @@ FROM_PRETRAINED = frozenset(
 _LATER = {
     "rerank": "a cross-encoder over the hits",
     "rerank_from": "a cross-encoder over the hits",
-    "temperature": "marginalised fusion",
 }
 _SECRETS = ("token", "hf_token", "use_auth_token", "auth_token", "api_key", "access_token")
 

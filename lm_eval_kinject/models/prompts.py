@@ -28,7 +28,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from lm_eval_kinject.context.compose import Composer
+from lm_eval_kinject.context.compose import Composer, Composition
 from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.models import task_hook
 from lm_eval_kinject.models.arguments import WHERE
@@ -53,7 +53,8 @@ class Written:
     """The mark on a rewritten Instance: by whom, from which arguments, and what happened.
 
     ``hits`` are all that were looked at, `DEPTH` at least where there is a gold chunk; the trace has the prompt's own.
-    ``corpus`` is the fingerprint of the corpus that was searched.
+    ``corpus`` is the fingerprint of the corpus that was searched. ``prompts`` are those that are scored, one a group of
+    hits, and ``scores`` their hits' own (empty where there is one prompt).
     """
 
     writer: PromptWriter
@@ -61,6 +62,8 @@ class Written:
     trace: Trace
     hits: tuple[Hit, ...]
     corpus: str
+    prompts: tuple[str, ...]
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,17 +184,21 @@ class PromptWriter:
         top = hits[: self._pipeline.search.k]
         if self._pipeline.search.retriever == "full":
             top = hits  # all there is; the budget decides
-        (group,) = self._pipeline.fusion.groups(top)
-        made = self._composer.compose(group, room if limit is None else min(room, limit), where=asked.where)
-        query = asked.query
-        trace = Trace(query.text, top, made.used, made.dropped, made.truncated, made.tokens, query.gold)
+        budget = room if limit is None else min(room, limit)
+        groups = self._pipeline.fusion.groups(top)
+        made = [self._composer.compose(group, budget, where=asked.where) for group in groups]
+        trace = _trace(asked.query, top, made)
+        scores = tuple(group[0].score for group in groups if group) if len(groups) > 1 else ()
         fingerprint = self._library.corpora[asked.corpus].fingerprint
         written = None
         for instance in asked.instances:
             arguments = instance.args
-            prompt = self._insert(instance, arguments[0], made.text) if made.text else arguments[0]
-            written = Written(self, arguments, trace, hits, fingerprint)
-            instance.arguments = (prompt, *arguments[1:], {"kinject": _as_log(trace)})
+            prompts = tuple(
+                self._insert(instance, arguments[0], one.text) if one.text else arguments[0] for one in made
+            )
+            written = Written(self, arguments, trace, hits, fingerprint, prompts, scores)
+            log = _as_log(trace) | ({"contexts": [one.text for one in made]} if len(made) > 1 else {})
+            instance.arguments = (prompts[0], *arguments[1:], {"kinject": log})
             setattr(instance, _ATTRIBUTE, written)
         assert written is not None  # a group has at least one Instance
         return written
@@ -243,6 +250,14 @@ class PromptWriter:
             "place directly before it. Pass placement=start (the text goes before everything), and query=FILE if the "
             "question itself can't be told from the document."
         )
+
+
+def _trace(query: Query, top: tuple[Hit, ...], made: Sequence[Composition]) -> Trace:
+    """What happened to a question whose hits were written into one or several contexts."""
+    used = tuple(chunk for one in made for chunk in one.used)
+    dropped = tuple(chunk for one in made for chunk in one.dropped)
+    truncated = next((one.truncated for one in made if one.truncated is not None), None)
+    return Trace(query.text, top, used, dropped, truncated, sum(one.tokens for one in made), query.gold)
 
 
 def mark_on(instance: Any) -> Written | None:

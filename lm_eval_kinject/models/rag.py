@@ -16,7 +16,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_kinject.errors import ArgumentError
+import numpy as np
+
+from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.log import log
 from lm_eval_kinject.models import ending, task_hook
 from lm_eval_kinject.models.arguments import WHERE, RagArguments, split
@@ -171,6 +173,8 @@ class RagMixin(_Base):
             if marks:
                 check_complete(self.provenance(), retrieves=True)
             self._note(marks, requests)
+            if self.rag.pipeline.fusion.several:
+                return self._marginal(method, requests)
             bare = [self._writer.bare(request) for request in requests]
         with clock(self._seconds, "scoring"):
             answers = host(bare, **kwargs)
@@ -180,6 +184,65 @@ class RagMixin(_Base):
             for part in self.gather(ties(requests, answers)) or ():
                 self._ties.update(part)
         return answers
+
+    def _marginal(self, method: str, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Answers of a fusion that gives each document a prompt of its own.
+
+        Each token of a continuation is asked for as a request of one token, behind the document's prompt and the
+        tokens before it: that is what marginalising needs, any host can answer it, and with shared prefixes it costs
+        no more tokens than the continuations whole. The flag for the greedy continuation is True where it is the
+        greedy one under every document, and so under their mixture; False says that this isn't known.
+
+        Raises:
+            ArgumentError: something is to be generated.
+        """
+        if method != "loglikelihood":
+            raise ArgumentError(
+                f"fusion={self.rag.pipeline.fusion.name} answers multiple choice so far, and this task generates; pass "
+                "fusion=concat",
+                "the command",
+            )
+        tokens: list[Any] = []
+        sizes: list[list[int]] = []
+        for request in requests:
+            mark = mark_on(request)
+            prompts = (request.args[0],) if mark is None else mark.prompts
+            sizes.append([])
+            for prompt in prompts:
+                pair = (prompt, request.args[1])
+                before, after = self._encode_pair(*pair) if prompt else self._encode_alone(request.args[1])
+                tokens += [(pair, [*before, *after[:place]], [token]) for place, token in enumerate(after)]
+                sizes[-1].append(len(after))
+        with clock(self._seconds, "scoring"):
+            found = iter(self._loglikelihood_tokens(tokens, disable_tqdm=self._pass is not None))
+        answers = [
+            self._fused(request, [[next(found) for _ in range(size)] for size in each])
+            for request, each in zip(requests, sizes, strict=True)
+        ]
+        if self._share is not None:
+            self._seconds["scoring"] = self._share.seconds
+        for part in self.gather(ties(requests, answers)) or ():
+            self._ties.update(part)
+        return answers
+
+    def _fused(self, request: Any, parts: list[list[tuple[float, bool]]]) -> tuple[float, bool]:
+        """One answer from those of each token under each document."""
+        greedy = all(flag for part in parts for _, flag in part)
+        mark = mark_on(request)
+        if mark is None or not mark.scores:
+            return sum(score for score, _ in parts[0]), greedy
+        if len({len(part) for part in parts}) > 1:
+            raise ContextError(
+                f"{task_hook.where(request)}: behind different chunks the tokenizer cuts {request.args[1]!r} into "
+                "different tokens, so they can't be marginalised one by one; pass fusion=concat"
+            )
+        log_probs = np.array([[score for score, _ in part] for part in parts])
+        return self.rag.pipeline.fusion.combine(log_probs, mark.scores), greedy
+
+    def _encode_alone(self, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of a continuation without a prompt, behind the prefix token, as lm_eval has them."""
+        ids = self.tok_encode(continuation, add_special_tokens=False)
+        return ([self.prefix_token_id], ids) if ids[:1] != [self.prefix_token_id] else (ids[:1], ids[1:])
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of a prompt and what follows it; in one pass over several cells, each pair is encoded once."""

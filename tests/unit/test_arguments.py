@@ -118,8 +118,6 @@ def test_a_retriever_by_id_or_folder(hf_names, tmp_path):
         ({"corpus": 3}, "corpus=3 must be a name or a path"),
         ({"scorer": "fast"}, "scorer=fast is unknown; pass shared or harness"),
         ({"order": "upwards"}, "order=upwards is unknown"),
-        ({"fusion": "rag-token"}, "fusion=rag-token is not yet available"),
-        ({"temperature": 0.1}, "temperature= (marginalised fusion) is not yet available"),
         ({"route": "self-route"}, "route=self-route is not yet available"),
         ({"reasoning": "self-reasoning"}, "reasoning=self-reasoning is not yet available"),
         ({"rerank": "a/b"}, "rerank= (a cross-encoder over the hits) is not yet available"),
