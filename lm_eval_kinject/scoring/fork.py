@@ -174,8 +174,10 @@ def _decide(branch: Branch, prices: Prices) -> None:
 
     together = [child for child in children if min(onward([child])[0], afresh([child])) <= child.price + prices.forward]
     apart = [child for child in children if child not in together]
-    # The first holds the request that is compared with lm_eval's path. The largest last: it needs no copy.
-    branch.apart = apart[:1] + sorted(apart[1:], key=lambda child: child.price)
+    # The first holds the request that is compared with lm_eval's path. It comes second, so that what another branch
+    # leaves behind would show. The largest comes last: it needs no copy.
+    rest = sorted(apart[1:], key=lambda child: child.price)
+    branch.apart = rest[:1] + apart[:1] + rest[1:]
     branch.together = [path for child in together for path in _paths(child)]
     branch.children = []
     branch.price = sum(child.price for child in apart)
@@ -243,7 +245,7 @@ class ForkForward:
             UnsupportedCacheError: asked, the model turns out not to go on from its cache.
         """
         if not self._asked:
-            asking = 5 * self._prices.forward + 4 * (_PROBE_PREFIX + _PROBE_BRANCH)
+            asking = 7 * self._prices.forward + 4 * (_PROBE_PREFIX + _PROBE_BRANCH)
             if plan_forks(trie, self._prices).price + asking > limit:
                 return False  # not even if it is one of the better kind
             self._ask()
@@ -441,7 +443,9 @@ class ForkForward:
         at_once, _ = agree(_copied(cache, 2), slice(0, 2), slice(0, _PROBE_BRANCH))
         alone, copies = agree(_copied(cache, 1), slice(0, 1), slice(0, 1))
         alone_again, _ = agree(copies, slice(0, 1), slice(1, 2))
-        in_rows, _ = agree(_copied(cache, 2), slice(0, 2), slice(0, 1))
+        in_rows, copies = agree(_copied(cache, 2), slice(0, 2), slice(0, 1))
+        in_rows_again, _ = agree(copies, slice(0, 2), slice(1, 2))
+        in_rows = in_rows and in_rows_again
         if not (alone and alone_again) or not (at_once or in_rows):
             raise UnsupportedCacheError("it doesn't go on from its cache as if it had read the prefix")
         return at_once, in_rows

@@ -105,9 +105,7 @@ class SharedPrefixScorer:
                 else ForkForward(lm.model, model, device, autocast, budget, tolerance=self._tolerance(1))
             )
             self._head_share = _head_share(model)
-            config = model.config.get_text_config()
-            reach = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-            self._window = int(reach or 0)
+            self._window = _window(model.config.get_text_config())
 
     def loglikelihood(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -305,6 +303,12 @@ def _sibling(suspect: int | None, inputs: Sequence[list[int]]) -> int | None:
 def truncated_input(context: Sequence[int], option: Sequence[int], max_length: int) -> list[int]:
     """What a causal model sees of a request, as in lm_eval: cut from the left, without the last option token."""
     return [*context, *option][-(max_length + 1) :][:-1]
+
+
+def _window(config: Any) -> int:
+    """How far a layer of the model looks back at most, where that is limited; else 0."""
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    return max([size for size in sizes if isinstance(size, int)], default=0)
 
 
 def _head_share(model: Any) -> float:

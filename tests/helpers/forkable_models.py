@@ -100,8 +100,17 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"n_groups": 2, "chunk_size": 16},
     ),
     "minimax": ("minimax", _MODERN | _mixed("linear_attention") | {"num_local_experts": 2, "block_size": 16}),
+    # windows and chunks of 24 tokens
+    "mistral": ("mistral", _MODERN | {"sliding_window": 24}),
+    "gemma3": ("gemma3_text", _MODERN | {"sliding_window": 24, "sliding_window_pattern": 2}),
+    "gemma2": ("gemma2", _MODERN | {"sliding_window": 24}),
+    "gpt_oss": ("gpt_oss", _MODERN | {"sliding_window": 24, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "llama4": ("llama4_text", _MODERN | {"attention_chunk_size": 24, "num_local_experts": 2}),
 }
 """By name: transformers' model type, and what to ask of its configuration."""
+
+WINDOWED = ("mistral", "gemma3", "gemma2", "gpt_oss", "llama4")
+"""Those that tree attention serves, or may come to serve."""
 
 
 def make_forkable(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> HFLM:
@@ -113,9 +122,17 @@ def make_forkable(name: str, dtype: torch.dtype = torch.float32, **changes: Any)
         **changes: to its configuration.
     """
     arch, shape = SHAPES[name]
+    return _loaded(arch, shape | changes, dtype)
+
+
+def make_random(arch: str, **changes: Any) -> HFLM:
+    """A model of any architecture, drawn in the same way."""
+    return _loaded(arch, _MODERN | changes, torch.float32)
+
+
+def _loaded(arch: str, shape: dict[str, Any], dtype: torch.dtype) -> HFLM:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(arch, **(shape | changes))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch, **shape), dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for path, weight in model.named_parameters():

@@ -88,6 +88,23 @@ def test_architectures(arch: str, changes: dict[str, Any], reason: str, caplog: 
     check_fallback(from_config(arch, **changes), reason, caplog)
 
 
+@pytest.mark.parametrize(
+    ("arch", "changes", "reason"),
+    [
+        ("mamba", {"state_size": 8}, "recurrent state"),
+        ("bloom", {"n_head": 4}, "doesn't let its attention be replaced"),
+    ],
+    ids=["mamba", "bloom"],
+)
+def test_no_tree_but_a_fork(arch: str, changes: dict[str, Any], reason: str) -> None:
+    lm = from_config(arch, **changes)
+    assert reason in str(reason_unsupported(lm))
+    scorer = SharedPrefixScorer(lm)
+    assert (scorer.stats.path, scorer.stats.reason) == ("harness", "")  # nothing scored yet, and nothing against it
+    scorer.loglikelihood(requests_of(20, 300), disable_tqdm=True)
+    assert scorer.stats.path == "forked"
+
+
 def test_encoder_decoder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lm = HFLM(pretrained=make_tiny("t5", tmp_path), device="cpu", batch_size=2)
     check_fallback(lm, "encoder-decoder", caplog)
