@@ -58,11 +58,9 @@ def test_where_going_on_costs_too_much_everything_starts_afresh() -> None:
 def test_a_long_chain_starts_afresh_too() -> None:
     # Two questions of 30 tokens behind a common first one, four options each: 29 steps cost more than 30 tokens again.
     requests = [[1, *range(q, q + 29), option] for q in (100, 200) for option in (10, 11, 12, 13)]
-    found = plan(Prices(forward=10, step=5, at_once=False), requests)
-    assert outline(found)[0] == range(0, 1)
-    assert [(child.afresh, child.one_by_one, child.stop - child.start) for child in found.apart] == [
-        (True, True, 29)
-    ] * 2
+    (found,) = plan(Prices(forward=10, step=5, at_once=False), requests).apart
+    assert outline(found)[0] == range(1)
+    assert [(child.afresh, child.stop - child.start) for child in found.apart] == [(True, 29)] * 2
     assert [len(child.together) for child in found.apart] == [4, 4]
     assert all(child.price == (10 + 30) + (4 + 5) for child in found.apart)  # options one by one: one step
 
