@@ -32,6 +32,7 @@ from lm_eval_kinject.errors import ArgumentError
 __all__ = [
     "SLOTS",
     "Line",
+    "Open",
     "Slot",
     "Stage",
     "argument",
@@ -122,6 +123,23 @@ def argument(about: str, check: Check, default: Any, *, shown: str | None = None
 
 
 @dataclass(frozen=True)
+class Open:
+    """Makes a stage the one that takes what names no other stage of its slot, such as a model's id.
+
+    Attributes:
+        field: the stage's own that gets the value; not an `argument`, as the slot's argument is it.
+        shown: how docs and messages write the value, for example ``MODEL``.
+        about: what it may be: "the Hub id or folder of a model".
+        takes: whether a value may be that; what isn't is taken for a misspelt name.
+    """
+
+    field: str
+    shown: str
+    about: str
+    takes: Callable[[str], bool]
+
+
+@dataclass(frozen=True)
 class Stage:
     """What may stand in a slot. A subclass is a frozen dataclass; its docstring's first line goes into the docs.
 
@@ -130,6 +148,12 @@ class Stage:
 
     slot: ClassVar[str]
     name: ClassVar[str]
+    open: ClassVar[Open | None] = None
+
+    @property
+    def asked(self) -> str:
+        """What the slot's argument was: the stage's name, or the value that an open stage took."""
+        return self.name if self.open is None else str(getattr(self, self.open.field))
 
     @classmethod
     def problems(cls, given: Mapping[str, Any]) -> list[str]:
@@ -178,12 +202,18 @@ class Slot:
         if self.default is None:
             return next(iter(self.stages.values()))
         word = "none" if value is None else str(value)
-        if word in self.stages:
+        named = [stage.name for stage in self.stages.values() if stage.open is None]
+        if word in named:
             return self.stages[word]
-        offered = f"pass {self.name}={' or '.join(self.stages)}"
+        offered = f"pass {self.name}={' or '.join(named)}"
+        for stage in self.stages.values():
+            if stage.open is not None:
+                if stage.open.takes(word):
+                    return stage
+                offered += f", or {stage.open.about}"
         if word in self.later:
             raise ArgumentError(f"{self.name}={word} is not yet available; remove it, or {offered}")
-        raise ArgumentError(f"{self.name}={word} is unknown{near(word, (*self.stages, *self.later))}; {offered}")
+        raise ArgumentError(f"{self.name}={word} is unknown{near(word, (*named, *self.later))}; {offered}")
 
 
 SLOTS: dict[str, Slot] = {}
@@ -202,13 +232,16 @@ def register(stage: _Declared) -> _Declared:
 
     Raises:
         ValueError: the slot is unknown, the name is taken, the docstring is missing, or an argument of another slot
-            has the same name.
+            has the same name; another stage of the slot is open.
     """
     if stage.slot not in SLOTS:
         raise ValueError(f"{stage.__name__}: there is no slot {stage.slot!r}; there are {', '.join(SLOTS)}")
     stages = SLOTS[stage.slot].stages
     if stages.get(stage.name, stage).__qualname__ != stage.__qualname__:
         raise ValueError(f"{stage.slot}={stage.name} is taken by {stages[stage.name].__name__}; choose another name")
+    others = [other for other in stages.values() if other.open is not None and other.name != stage.name]
+    if stage.open is not None and others:
+        raise ValueError(f"{stage.__name__}: {others[0].__name__} takes what names no stage of {stage.slot} already")
     if not (stage.__doc__ or "").strip() or (stage.__doc__ or "").startswith(f"{stage.__name__}("):
         raise ValueError(f"{stage.__name__} has no docstring; its first line is what the docs say of it")
     elsewhere = {name for other in _stages() if other.slot != stage.slot for name in arguments_of(other)}
@@ -248,6 +281,8 @@ def assemble(slots: Sequence[str], given: Mapping[str, Any]) -> tuple[dict[str, 
             problems += error.problems
     sound: dict[str, dict[str, Any]] = {name: {} for name in chosen}
     for name, stage in chosen.items():
+        if stage.open is not None:
+            sound[name][stage.open.field] = str(given[name])
         for own, declared in arguments_of(stage).items():
             if own in given:
                 try:
@@ -256,7 +291,9 @@ def assemble(slots: Sequence[str], given: Mapping[str, Any]) -> tuple[dict[str, 
                     problems += error.problems
     problems += _of_no_use(slots, chosen, given)
     together = {own: value for values in sound.values() for own, value in values.items()}
-    together |= {name: stage.name for name, stage in chosen.items() if SLOTS[name].default is not None}
+    for name, stage in chosen.items():
+        if SLOTS[name].default is not None:
+            together[name] = stage.name if stage.open is None else str(given[name])
     for stage in chosen.values():
         problems += stage.problems(together)
     if problems:
@@ -272,10 +309,15 @@ def _of_no_use(slots: Sequence[str], chosen: Mapping[str, type[Stage]], given: M
         takers: dict[str, list[str]] = {}
         for stage in SLOTS[name].stages.values():
             for own in arguments_of(stage):
-                takers.setdefault(own, []).append(stage.name)
+                takers.setdefault(own, []).append(_shown(stage))
         for own in sorted((takers.keys() & given.keys()) - arguments_of(chosen[name]).keys()):
             needed = " or ".join(f"{name}={taker}" for taker in takers[own])
-            yield f"{own}= has no meaning for {name}={chosen[name].name}; remove it, or pass {needed}"
+            yield f"{own}= has no meaning for {name}={_shown(chosen[name])}; remove it, or pass {needed}"
+
+
+def _shown(stage: type[Stage]) -> str:
+    """How a stage is asked for, in docs and messages."""
+    return stage.name if stage.open is None else stage.open.shown
 
 
 # Docs -----------------------------------------------------------------------------------------------------------------
@@ -296,15 +338,21 @@ def reference(slots: Sequence[str]) -> list[Line]:
     for name in slots:
         one = SLOTS[name]
         if one.default is not None:
-            choices = "; ".join(f"`{stage.name}`: {_first_line(stage)}" for stage in one.stages.values())
+            choices = "; ".join(map(_choice, one.stages.values()))
             lines[name] = Line(name, f"{one.about}. {choices}", f"`{one.default}`")
         for stage in one.stages.values():
             for own, declared in arguments_of(stage).items():
-                where = "" if one.default is None else f" (`{name}={stage.name}`)"
+                takers = [_shown(other) for other in one.stages.values() if own in arguments_of(other)]
+                where = "" if one.default is None else f" ({', '.join(f'`{name}={taker}`' for taker in takers)})"
                 shown = declared.metadata["shown"]
                 default = shown if shown is not None else f"`{declared.default}`"
                 lines.setdefault(own, Line(own, declared.metadata["about"] + where, default))
     return list(lines.values())
+
+
+def _choice(stage: type[Stage]) -> str:
+    what = f"`{stage.name}`" if stage.open is None else f"`{stage.open.shown}`, {stage.open.about}"
+    return f"{what}: {_first_line(stage)}"
 
 
 def _first_line(stage: type[Stage]) -> str:

@@ -48,6 +48,7 @@ as of summer 2026. lm-evaluation-harness is not among them."""
 
 _SHARES = ("acc", "acc_norm", "exact_match", "em", "pass@1")  # means of zeros and ones
 _PROMPT = ("query", "placement", "order", "fusion")
+_OF_THE_MOMENT = ("asked", "device", "pairs_cut")  # in what a stage says of itself; the same in a run that is the same
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -163,7 +164,10 @@ def _retrieval_gaps(kinject: Mapping[str, Any]) -> list[str]:
     for retriever in retrievers:
         place = f"kinject.retrievers.{retriever.get('name')}"
         found += [] if retriever.get("fingerprint") else [f"{place}.fingerprint"]
-        found += _encoder_gaps(place, retriever)
+        for part in (retriever, *(retriever.get("parts") or ())):  # of a hybrid
+            found += _encoder_gaps(place, part)
+    ranker = ((kinject.get("pipeline") or {}).get("rerank") or {}).get("model")
+    found += _encoder_gaps("kinject.pipeline.rerank", {"encoder": {"query_model": ranker}})
     return found + [f"kinject.prompt.{name}" for name in _PROMPT if name not in (kinject.get("prompt") or {})]
 
 
@@ -324,6 +328,10 @@ def _setting(results: Results, task: str) -> dict[str, Any]:
         setting["retrievers"] = sorted(str(one.get("fingerprint")) for one in kinject.get("retrievers") or ())
         setting["prompt"] = dict(kinject.get("prompt") or {})
         setting["corpora"] = {str(c.get("name")): str(c.get("fingerprint")) for c in kinject.get("corpora") or ()}
+        for slot in ("rerank", "probe"):
+            stage = (kinject.get("pipeline") or {}).get(slot) or {}
+            if stage.get("name", "none") != "none":
+                setting[slot] = {name: stage[name] for name in stage if name not in _OF_THE_MOMENT}
     return setting
 
 

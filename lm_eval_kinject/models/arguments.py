@@ -55,8 +55,6 @@ FROM_PRETRAINED = frozenset(
 """Names that ``hf`` passes on to ``from_pretrained`` and that mean something there (transformers 5)."""
 
 _LATER = {
-    "rerank": "a cross-encoder over the hits",
-    "rerank_from": "a cross-encoder over the hits",
 }
 _SECRETS = ("token", "hf_token", "use_auth_token", "auth_token", "api_key", "access_token")
 
@@ -103,7 +101,7 @@ class RagArguments:
         found: dict[str, Any] = {}
         for name, stage in self.pipeline.stages().items():
             if name in known_arguments((name,)):
-                found[name] = stage.name
+                found[name] = stage.asked
             found |= {own: getattr(stage, own) for own in arguments_of(type(stage))}
         return found | {"adapter": self.adapter, "scorer": self.scorer}
 

@@ -3,8 +3,8 @@
 What it is for: `Pipeline` holds one stage a slot, for one run; `SLOTS` is their order. What it does not do: the steps'
 work, which is in the rooms that declare them.
 
-    question ─ query ─ search ─ rerank ─ order ─ compose ─ fusion ─ route ─ reasoning ─ score
-               context └ retrieval ────┘ └ context ──────────────────────────────────┘ the host, or `scoring`
+    question ─ query ─ search ─ rerank ─ probe ─ order ─ compose ─ fusion ─ route ─ reasoning ─ score
+               context └ retrieval ────────────┘ └ context ──────────────────────────────────┘ the host, or `scoring`
 
 A new variant is a class in one of these rooms (see `lm_eval_kinject.stages`); nothing here changes.
 """
@@ -19,12 +19,13 @@ from lm_eval_kinject.context.combine import Fusion
 from lm_eval_kinject.context.compose import Compose
 from lm_eval_kinject.context.order import Order
 from lm_eval_kinject.context.query import QuestionQuery
-from lm_eval_kinject.retrieval.library import Reranker, Search
+from lm_eval_kinject.retrieval import probe, rerank  # noqa: F401  (they register their stages)
+from lm_eval_kinject.retrieval.library import Probe, Reranker, Search
 from lm_eval_kinject.stages import Stage
 
 __all__ = ["SLOTS", "Pipeline"]
 
-SLOTS = ("query", "search", "rerank", "order", "compose", "fusion", "route", "reasoning")
+SLOTS = ("query", "search", "rerank", "probe", "order", "compose", "fusion", "route", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Pipeline:
     query: QuestionQuery
     search: Search
     rerank: Reranker
+    probe: Probe
     order: Order
     compose: Compose
     fusion: Fusion
@@ -43,6 +45,11 @@ class Pipeline:
     def stages(self) -> Mapping[str, Stage]:
         """The stages by slot, in order."""
         return {slot: getattr(self, slot) for slot in SLOTS}
+
+    @property
+    def needs_gold(self) -> str | None:
+        """The argument that needs each question's source chunk, for messages; None if it isn't needed."""
+        return self.search.needs_gold or self.probe.needs_gold
 
     def prompt(self) -> dict[str, Any]:
         """``config.kinject.prompt`` of a result: what decides the prompt, by the names of the arguments."""

@@ -35,7 +35,7 @@ from lm_eval_kinject.models.arguments import WHERE
 from lm_eval_kinject.models.host import Host
 from lm_eval_kinject.models.pipeline import Pipeline
 from lm_eval_kinject.records import Hit, Query, Trace
-from lm_eval_kinject.retrieval.library import Library, clock
+from lm_eval_kinject.retrieval.library import Found, Library, clock
 
 __all__ = ["PromptWriter", "Written", "mark_on"]
 
@@ -52,9 +52,10 @@ _ATTRIBUTE = "kinject_written"
 class Written:
     """The mark on a rewritten Instance: by whom, from which arguments, and what happened.
 
-    ``hits`` are all that were looked at, `DEPTH` at least where there is a gold chunk; the trace has the prompt's own.
-    ``corpus`` is the fingerprint of the corpus that was searched. ``prompts`` are those that are scored, one a group of
-    hits, and ``scores`` their hits' own (empty where there is one prompt).
+    ``hits`` are all that were looked at, `DEPTH` at least where there is a gold chunk, in their final ranks;
+    ``retrieved`` the same in the retriever's; the trace has the prompt's own. ``corpus`` is the fingerprint of the
+    corpus that was searched. ``prompts`` are those that are scored, one a group of hits, and ``scores`` their hits' own
+    (empty where there is one prompt).
     """
 
     writer: PromptWriter
@@ -62,6 +63,7 @@ class Written:
     trace: Trace
     hits: tuple[Hit, ...]
     corpus: str
+    retrieved: tuple[Hit, ...]
     prompts: tuple[str, ...]
     scores: tuple[float, ...] = ()
 
@@ -110,7 +112,7 @@ class PromptWriter:
         """
         fresh = {id(r): r for r in requests if r.args[0] != "" and not self._is_mine(r)}
         asked = [self._asked(instances) for instances in _by_question(fresh.values())]
-        found: dict[str, dict[Query, tuple[Hit, ...]]] = {}
+        found: dict[str, dict[Query, Found]] = {}
         for spec in dict.fromkeys(a.corpus for a in asked):
             found[spec] = self._library.find(spec, [a.query for a in asked if a.corpus == spec])
         with clock(self._library.seconds, "composition"):
@@ -153,10 +155,11 @@ class PromptWriter:
             choices=choices,
         )
         gold = first.doc.get(said.gold) if said.gold and isinstance(first.doc, Mapping) else None
-        if gold is None and self._pipeline.search.retriever == "oracle":
+        if gold is None and (needed_by := self._pipeline.needs_gold):
+            instead = "pass another retriever" if needed_by == "retriever=oracle" else "leave it out"
             raise ContextError(
-                f"{where}: retriever=oracle needs the chunk that the question was made from, and the task names none. "
-                "Declare its field in the task's YAML (metadata: kinject: gold:), or pass another retriever."
+                f"{where}: {needed_by} needs the chunk that the question was made from, and the task names none. "
+                f"Declare its field in the task's YAML (metadata: kinject: gold:), or {instead}."
             )
         return _Asked(instances, Query(text, None if gold is None else str(gold)), self._corpus(first, said), where)
 
@@ -172,7 +175,7 @@ class PromptWriter:
 
     # What is written ------------------------------------------------------------------------------------------------
 
-    def _compose(self, asked: _Asked, hits: tuple[Hit, ...]) -> Written:
+    def _compose(self, asked: _Asked, found: Found) -> Written:
         room = min(self._host.room(i.request_type, i.args) for i in asked.instances) - _SLACK
         if room < 1:
             raise ContextError(
@@ -181,13 +184,10 @@ class PromptWriter:
                 "max_length= if the model allows it, or pass k=0."
             )
         limit = self._pipeline.compose.context_tokens
-        top = hits[: self._pipeline.search.k]
-        if self._pipeline.search.retriever == "full":
-            top = hits  # all there is; the budget decides
         budget = room if limit is None else min(room, limit)
-        groups = self._pipeline.fusion.groups(top)
+        groups = self._pipeline.fusion.groups(found.prompt)
         made = [self._composer.compose(group, budget, where=asked.where) for group in groups]
-        trace = _trace(asked.query, top, made)
+        trace = _trace(asked.query, found.prompt, made)
         scores = tuple(group[0].score for group in groups if group) if len(groups) > 1 else ()
         fingerprint = self._library.corpora[asked.corpus].fingerprint
         written = None
@@ -196,7 +196,7 @@ class PromptWriter:
             prompts = tuple(
                 self._insert(instance, arguments[0], one.text) if one.text else arguments[0] for one in made
             )
-            written = Written(self, arguments, trace, hits, fingerprint, prompts, scores)
+            written = Written(self, arguments, trace, found.hits, fingerprint, found.retrieved, prompts, scores)
             log = _as_log(trace) | ({"contexts": [one.text for one in made]} if len(made) > 1 else {})
             instance.arguments = (prompts[0], *arguments[1:], {"kinject": log})
             setattr(instance, _ATTRIBUTE, written)

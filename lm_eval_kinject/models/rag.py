@@ -26,7 +26,7 @@ from lm_eval_kinject.models.pipeline import SLOTS
 from lm_eval_kinject.models.prompts import PromptWriter, mark_on
 from lm_eval_kinject.models.results import Figure, check_complete, figure_of, figures, ties
 from lm_eval_kinject.provenance import environment
-from lm_eval_kinject.retrieval.library import Library, clock
+from lm_eval_kinject.retrieval.library import AsFound, Library, clock
 from lm_eval_kinject.stages import known_arguments
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class RagMixin(_Base):
         stages = parted.rag.pipeline
         if parted.rag.k == 0 and (idle := _idle(arguments)):
             log.info("With k=0 nothing is retrieved, so this has no effect: %s.", ", ".join(idle))
-        library = Library(stages.search, stages.rerank, "cpu", WHERE)
+        library = Library(stages.search, stages.rerank, stages.probe, "cpu", WHERE)
         if stages.search.k > 0 and stages.search.corpus is not None:
             library.corpus(stages.search.corpus)  # what is wrong with it is found before the model is loaded
         self.load(parted.rag, parted.hf, {p.name: p.default for p in parameters})
@@ -119,7 +119,8 @@ class RagMixin(_Base):
         rag = split(arguments, ()).rag
         stages = rag.pipeline
         other = copy.copy(self)
-        other._take(rag, Library(stages.search, stages.rerank, self._library.device, WHERE, shelf=self._library.shelf))
+        device, shelf = self._library.device, self._library.shelf
+        other._take(rag, Library(stages.search, stages.rerank, stages.probe, device, WHERE, shelf=shelf))
         return other
 
     # What lm_eval calls ---------------------------------------------------------------------------------------------
@@ -288,7 +289,13 @@ class RagMixin(_Base):
     def get_model_info(self) -> dict[str, Any]:
         """What lm_eval adds to ``config`` of its results, after the evaluation: the host's, and ours as ``kinject``."""
         info: dict[str, Any] = super().get_model_info()  # type: ignore[misc]
-        tasks = figures(self._written.values(), self.rag.k, ranked=self.rag.pipeline.search.retriever != "full")
+        stages = self.rag.pipeline
+        tasks = figures(
+            self._written.values(),
+            self.rag.k,
+            ranked=stages.search.retriever != "full",
+            reranked=0 if isinstance(stages.rerank, AsFound) else stages.rerank.depth(self.rag.k),
+        )
         questions = Counter(task for task, _ in self._ties)
         tied = Counter(task for (task, _), is_tied in self._ties.items() if is_tied)
         for task, count in questions.items():
@@ -318,7 +325,7 @@ class RagMixin(_Base):
         made["retrievers"] = [retriever.provenance() for retriever in self._library.retrievers.values()]
         made["corpora"] = [corpus.provenance() for corpus in self._library.corpora.values()]
         made["prompt"] = {**rag.pipeline.prompt(), "max_length": self.max_length}
-        made["pipeline"] = rag.pipeline.provenance()
+        made["pipeline"] = {**rag.pipeline.provenance(), "rerank": self._library.reranking()}
         made["seeds"] = {"retriever": rag.pipeline.search.retriever_seed}
         return made
 

@@ -36,7 +36,8 @@ _WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".model", ".jinja", ".
 class Figure:
     """One question's share in the figures.
 
-    ``gold_rank`` counts from 1; None: not among the hits looked at. ``has_gold``: whether there is a gold chunk,
+    ``gold_rank`` counts from 1, ``retrieved_rank`` is the same before the hits were ranked again; None: not among the
+    hits looked at. ``has_gold``: whether there is a gold chunk,
     ``gold_used``: whether it stands in the prompt. ``corpus`` is its fingerprint.
     """
 
@@ -49,12 +50,16 @@ class Figure:
     dropped: int
     truncated: bool
     context_tokens: int
+    retrieved_rank: int | None = None
 
 
 def figure_of(instance: Any, written: Written) -> Figure:
     """Returns the figures of one question, from the mark on one of its Instances."""
     trace = written.trace
-    rank = next((hit.rank for hit in written.hits if hit.chunk.id == trace.gold), None)
+    rank, retrieved = (
+        next((hit.rank for hit in hits if hit.chunk.id == trace.gold), None)
+        for hits in (written.hits, written.retrieved)
+    )
     return Figure(
         task=str(instance.task_name),
         doc_id=-1 if instance.doc_id is None else int(instance.doc_id),
@@ -65,40 +70,49 @@ def figure_of(instance: Any, written: Written) -> Figure:
         dropped=len(trace.dropped),
         truncated=trace.truncated is not None,
         context_tokens=trace.context_tokens,
+        retrieved_rank=retrieved,
     )
 
 
-def figures(of: Iterable[Figure], k: int, *, ranked: bool = True) -> dict[str, dict[str, Any]]:
+def figures(of: Iterable[Figure], k: int, *, ranked: bool = True, reranked: int = 0) -> dict[str, dict[str, Any]]:
     """Returns, per task, retrieval and budget figures over its questions, and the fingerprint of its corpus.
 
     ``recall@n`` is the share of questions whose source chunk is among the first n hits, ``mrr`` the mean of 1/rank
     (0 where it isn't among the ``mrr_depth`` hits looked at), ``gold_in_prompt`` the share of questions whose source
     chunk is still there after the budget. All are taken over the questions that name a source chunk
     (``questions_with_gold``) and left out where none does. Without ``ranked``, as of ``retriever=full``, there is no
-    rank to speak of and only the last is given.
+    rank to speak of and only the last is given. Where ``reranked`` hits of each question were ranked again, these
+    figures are of the new ranks, and ``retrieved_recall@n`` and ``retrieved_mrr`` of the retriever's.
     """
     tasks: dict[str, list[Figure]] = {}
     for one in of:
         tasks.setdefault(one.task, []).append(one)
-    return {task: _figures(found, k, ranked) for task, found in sorted(tasks.items())}
+    return {task: _figures(found, k, ranked, reranked) for task, found in sorted(tasks.items())}
 
 
-def _figures(found: Sequence[Figure], k: int, ranked: bool) -> dict[str, Any]:
+def _figures(found: Sequence[Figure], k: int, ranked: bool, reranked: int) -> dict[str, Any]:
     gold = [f for f in found if f.has_gold]
     result: dict[str, Any] = {"corpus": found[0].corpus, "questions": len(found), "questions_with_gold": len(gold)}
     if gold:
         result["gold_in_prompt"] = sum(f.gold_used for f in gold) / len(gold)
     if gold and ranked:
-        for n in sorted({*_CUTOFFS, k}):
-            inside = sum(f.gold_rank is not None and f.gold_rank <= n for f in gold)
-            result[f"recall@{n}"] = inside / len(gold)
-        result["mrr"] = sum(1 / f.gold_rank for f in gold if f.gold_rank is not None) / len(gold)
-        result["mrr_depth"] = max(k, DEPTH)
+        result |= _of_ranks([f.gold_rank for f in gold], k)
+        result["mrr_depth"] = max(k, DEPTH, reranked)
+        if reranked:
+            before = _of_ranks([f.retrieved_rank for f in gold], k)
+            result |= {f"retrieved_{name}": value for name, value in before.items()}
     result["chunks_dropped"] = sum(f.dropped for f in found)
     result["questions_with_dropped_chunks"] = sum(f.dropped > 0 for f in found)
     result["chunks_truncated"] = sum(f.truncated for f in found)
     result["mean_context_tokens"] = sum(f.context_tokens for f in found) / len(found)
     return result
+
+
+def _of_ranks(ranks: Sequence[int | None], k: int) -> dict[str, float]:
+    """Recall and MRR; None is a rank beyond all that were looked at."""
+    found = {n: sum(rank is not None and rank <= n for rank in ranks) for n in sorted({*_CUTOFFS, k})}
+    recall = {f"recall@{n}": count / len(ranks) for n, count in found.items()}
+    return {**recall, "mrr": sum(1 / rank for rank in ranks if rank is not None) / len(ranks)}
 
 
 def ties(requests: Iterable[Any], answers: Iterable[Any]) -> dict[tuple[str, int], bool]:

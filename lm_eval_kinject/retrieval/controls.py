@@ -20,10 +20,10 @@ from typing import Any
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.errors import RetrievalError
 from lm_eval_kinject.provenance import fingerprint
-from lm_eval_kinject.records import Query
+from lm_eval_kinject.records import Chunk, Hit, Query
 from lm_eval_kinject.retrieval.protocol import Hits, check_k, hits_of, id_ranks
 
-__all__ = ["Full", "NoRetrieval", "Oracle", "Random"]
+__all__ = ["Full", "NoRetrieval", "Oracle", "Random", "gold_chunks"]
 
 
 class _Control:
@@ -47,6 +47,33 @@ class _Control:
         return {**self._settings(), "fingerprint": self.fingerprint}
 
 
+def gold_chunks(corpus: Corpus, queries: Sequence[Query], asked: str) -> list[Chunk]:
+    """The right chunk of each query.
+
+    Args:
+        corpus: which holds it.
+        queries: which name it.
+        asked: the argument that needs it, for messages: ``retriever=oracle``.
+
+    Raises:
+        RetrievalError: listing how many queries name none, or one that the corpus lacks.
+    """
+    without = [query for query in queries if query.gold is None]
+    if without:
+        raise RetrievalError(
+            f"{asked} needs each question's source chunk, but {len(without)} of {len(queries)} questions name none "
+            f"(the first: {without[0].text[:80]!r}). Use a task whose documents have `source_chunk`, or leave it out."
+        )
+    unknown = sorted({query.gold for query in queries if query.gold is not None} - corpus.by_id.keys())
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], list(corpus.by_id), n=1)
+        raise RetrievalError(
+            f"{asked}: {len(unknown)} source chunks are not in the corpus {corpus.name}, first {unknown[0]!r}"
+            f"{f' (near: {near[0]!r})' if near else ''}. Pass the corpus that the questions were written from."
+        )
+    return [corpus.by_id[query.gold or ""] for query in queries]
+
+
 class Oracle(_Control):
     """The gold chunk, alone at rank 1, for any k >= 1: the best that retrieval could do."""
 
@@ -61,23 +88,8 @@ class Oracle(_Control):
         check_k(k, self.corpus)
         if k == 0:
             return [() for _ in queries]
-        without = [query for query in queries if query.gold is None]
-        if without:
-            raise RetrievalError(
-                f"retriever=oracle needs each question's source chunk, but {len(without)} of {len(queries)} questions "
-                f"name none (the first: {without[0].text[:80]!r}). Use a task whose documents have `source_chunk`, or "
-                f"another retriever."
-            )
-        unknown = sorted({query.gold for query in queries if query.gold is not None} - self.corpus.by_id.keys())
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], list(self.corpus.by_id), n=1)
-            raise RetrievalError(
-                f"retriever=oracle: {len(unknown)} source chunks are not in the corpus {self.corpus.name}, first "
-                f"{unknown[0]!r}{f' (near: {near[0]!r})' if near else ''}. Pass the corpus that the questions were "
-                f"written from."
-            )
-        rows = {chunk.id: row for row, chunk in enumerate(self.corpus.chunks)}
-        return [hits_of(self.corpus, [rows[query.gold or ""]], [1.0]) for query in queries]
+        gold = gold_chunks(self.corpus, queries, "retriever=oracle")
+        return [(Hit(chunk, 1.0, 1),) for chunk in gold]
 
 
 @dataclass

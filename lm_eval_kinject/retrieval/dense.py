@@ -13,18 +13,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.provenance import fingerprint
-from lm_eval_kinject.records import Query
+from lm_eval_kinject.records import Chunk, Query
 from lm_eval_kinject.retrieval.encoders import Encoder, Vectors
 from lm_eval_kinject.retrieval.index import DenseIndex
 from lm_eval_kinject.retrieval.protocol import Hits, check_k, hits_of, id_ranks, top_rows
 
 __all__ = ["DenseRetriever"]
+
+Doubles: TypeAlias = npt.NDArray[np.float64]
 
 _MARGIN = 32
 _FLOAT32_SLACK = 1e-5  # of the product of two vectors' lengths: more than a float32 sum can be off
@@ -47,6 +50,7 @@ class DenseRetriever:
         self.index = index
         self._ranks = id_ranks(corpus)
         self._known: dict[str, Vectors] = {}
+        self._rows: dict[str, int] | None = None
         self._longest = float(np.sqrt(np.max(np.einsum("ij,ij->i", index.vectors, index.vectors))))
 
     @property
@@ -79,6 +83,21 @@ class DenseRetriever:
         self._embed(texts)
         found = dict(zip(texts, self._nearest(np.stack([self._known[text] for text in texts]), k), strict=True))
         return [found[query.text] for query in queries]
+
+    def unit_vectors(self, query: Query, chunks: Sequence[Chunk]) -> tuple[Doubles, Doubles]:
+        """The vectors of a query and of chunks of the corpus, shapes (dimension,) and (chunks, dimension).
+
+        Each has length 1, so that products are cosines; where the encoder's similarity is the cosine they are the
+        very vectors that are searched.
+        """
+        self._embed([query.text])
+        if self._rows is None:
+            self._rows = {chunk.id: row for row, chunk in enumerate(self.corpus.chunks)}
+        asked = self._known[query.text].astype(np.float64)
+        found = self.index.vectors[[self._rows[chunk.id] for chunk in chunks]].astype(np.float64)
+        if self.encoder.settings.get("similarity") == "cosine":
+            return asked, found
+        return _unit(asked), _unit(found)
 
     def _embed(self, texts: Sequence[str]) -> None:
         new = [text for text in texts if text not in self._known]
@@ -114,6 +133,13 @@ class DenseRetriever:
         scores = products.sum(axis=1)
         best = top_rows(scores, self._ranks[rows], k)
         return hits_of(self.corpus, rows[best], scores[best])
+
+
+def _unit(vectors: Doubles) -> Doubles:
+    """Vectors divided by their lengths; a vector of zeros stays one."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    unit: Doubles = vectors / np.where(lengths > 0, lengths, 1)
+    return unit
 
 
 def _without_folders(name: str) -> str:

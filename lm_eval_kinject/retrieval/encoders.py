@@ -30,7 +30,7 @@ from lm_eval_kinject.log import log
 from lm_eval_kinject.provenance import fingerprint_folder
 from lm_eval_kinject.records import Chunk
 
-__all__ = ["KNOWN", "Encoder", "EncoderSpec", "Vectors", "load_encoder", "offline_advice"]
+__all__ = ["KNOWN", "Encoder", "EncoderSpec", "Vectors", "first_line", "load_encoder", "offline_advice", "quiet"]
 
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
@@ -355,7 +355,7 @@ def _load(
     }
     kind = known[side] if spec.dpr else transformers.AutoModel
     try:
-        with _quiet():
+        with quiet():
             # False, not None: with None transformers asks on the terminal whether to run a model's own code.
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 weights.path, local_files_only=True, use_fast=True, trust_remote_code=False
@@ -365,7 +365,7 @@ def _load(
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as problem:
         raise RetrievalError(
-            f"retriever={name}: the model {_label(weights)} can't be loaded: {_first_line(problem)}. "
+            f"retriever={name}: the model {_label(weights)} can't be loaded: {first_line(problem)}. "
             f"Its folder needs config.json, a tokenizer and weights. {offline_advice(name)}"
         ) from problem
     missing = [key for key in loading["missing_keys"] if "pooler" not in key and "position_ids" not in key]
@@ -383,13 +383,14 @@ def _label(weights: _Weights) -> str:
     return next(iter(weights.identity.values()))
 
 
-def _first_line(problem: BaseException) -> str:
+def first_line(problem: BaseException) -> str:
+    """An exception's first line without its full stop, or its name, for a message of ours."""
     lines = str(problem).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(problem).__name__
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Loading without transformers' progress bar and its list of unused weights."""
     from transformers.utils import logging as hf_logging
 
@@ -422,7 +423,7 @@ class _SentenceTransformer:
                 ", ".join(KNOWN),
             )
         try:
-            with _quiet():
+            with quiet():
                 self.model = SentenceTransformer(
                     str(weights.path),
                     device=device,
@@ -433,7 +434,7 @@ class _SentenceTransformer:
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as problem:
             raise RetrievalError(
                 f"retriever={name}: the model {_label(weights)} can't be loaded by sentence-transformers: "
-                f"{_first_line(problem)}. Models that bring their own code are refused. {offline_advice(name)}"
+                f"{first_line(problem)}. Models that bring their own code are refused. {offline_advice(name)}"
             ) from problem
         similarity = str(self.model.similarity_fn_name or "cosine")
         if similarity not in {"cosine", "dot"}:
@@ -487,5 +488,5 @@ class _SentenceTransformer:
         limit, tokenizer = self.model.max_seq_length, getattr(self.model, "tokenizer", None)
         if limit is None or not callable(tokenizer):
             return 0
-        with _quiet():
+        with quiet():
             return sum(len(ids) > limit for ids in tokenizer(list(texts))["input_ids"])

@@ -1,7 +1,8 @@
 """Corpora and retrievers by name, each loaded when first needed and shared by all that ask for it.
 
 What it is for: `Search` is the stage that takes ``retriever=``, ``k=`` and ``corpus=``; a `Library` answers its queries
-for one run, from a `Shelf` that many runs of one process can share. What it does not do: search (the retrievers do).
+for one run, from a `Shelf` that many runs of one process can share. What it does not do: search (the retrievers do),
+rank hits again (`rerank`) or replace them (`probe`); it has what such stages are asked for, `Reranker` and `Probe`.
 
 The one idea: what a run used and what a process has loaded are two things. Six runs over K load a corpus, an index and
 an encoder once and embed each question once, and each still says in its results just what it used itself.
@@ -12,22 +13,25 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from lm_eval_kinject.corpus import Corpus, load_corpus
 from lm_eval_kinject.errors import ArgumentError
-from lm_eval_kinject.records import Hit, Query
+from lm_eval_kinject.records import Query
 from lm_eval_kinject.retrieval.make import DEFAULT_SEED, make_retriever, retriever_problems
 from lm_eval_kinject.retrieval.protocol import Hits, Retriever
 from lm_eval_kinject.stages import Stage, argument, optional, register, slot, text, whole
 
-__all__ = ["DEPTH", "Library", "Reranker", "Search", "Shelf", "clock"]
+__all__ = [
+    "DEPTH", "AsFound", "Found", "Library", "NoProbe", "Probe", "Ranker", "Reranker", "Search", "Shelf", "clock",
+]  # fmt: skip
 
 DEPTH = 5
 """Hits looked at for recall@5 where the gold chunk is known, also when fewer go into the prompt."""
 
 slot("search", "which chunks are found")
 slot("rerank", "what looks at the hits again", default="none")
+slot("probe", "whether the right chunk is put among wrong ones", default="none")
 
 
 @register
@@ -39,9 +43,10 @@ class Search(Stage):
     name: ClassVar[str] = "retriever"
 
     retriever: str = argument(
-        "`minilm`, `bge`, `bge-large-en`, `e5`, `mxbai`, `contriever`, `dragon`, `dpr`, `bm25`; any "
-        "sentence-transformers id or folder; `NAME:PATH` for a known model's rules with weights of your own; controls "
-        "`oracle` (the right chunk), `random`, `full` (everything), `none`",
+        "`minilm`, `bge`, `bge-large-en`, `e5`, `mxbai`, `contriever`, `dragon`, `dpr`, `bm25`, `hybrid` (ranks of "
+        "minilm and bm25 fused; `hybrid:NAME` of NAME and bm25); any sentence-transformers id or folder; `NAME:PATH` for "
+        "a known model's rules with weights of your own; controls `oracle` (the right chunk), `random`, `full` "
+        "(everything), `none`",
         # lm_eval reads the word none as None
         lambda name, value: "none" if value is None else text(name, value),
         "minilm",
@@ -61,7 +66,7 @@ class Search(Stage):
     retriever_revision: str | None = argument(
         "of the retriever's weights", optional(text), None, shown="the one listed for a known name"
     )
-    retriever_seed: int = argument("of the control `random`", whole(0, "the seed"), DEFAULT_SEED)
+    retriever_seed: int = argument("of `retriever=random` and `probe=random`", whole(0, "the seed"), DEFAULT_SEED)
 
     @classmethod
     def problems(cls, given: Mapping[str, Any]) -> list[str]:
@@ -82,6 +87,11 @@ class Search(Stage):
         """Without a retriever there are no chunks."""
         return cls(**{**given, "k": 0} if given.get("retriever") == "none" else given)
 
+    @property
+    def needs_gold(self) -> str | None:
+        """As of a `Probe`."""
+        return "retriever=oracle" if self.retriever == "oracle" else None
+
     def make(self, corpus: Corpus, device: str) -> Retriever:
         """The retriever over a corpus, its index built or opened; see `make_retriever`."""
         return make_retriever(
@@ -99,6 +109,27 @@ class Search(Stage):
         return {"name": self.name, "k": self.k}
 
 
+class Ranker(Protocol):
+    """A reranker that is ready: its model, if it has one, is loaded."""
+
+    def rank(self, retriever: Retriever, queries: Sequence[Query], found: Sequence[Hits]) -> list[Hits]:
+        """The same hits of each query, best first, ranks from 1; hits that it can't tell apart stay as they were.
+
+        Neither the other queries nor their order change a list.
+
+        Args:
+            retriever: that found them.
+            queries: shape (queries,).
+            found: the hits of each query, best first.
+
+        Raises:
+            RetrievalError: it can't rank what this retriever finds.
+        """
+
+    def provenance(self) -> dict[str, Any]:
+        """What it was made from, plain and path-free, with the stage's own arguments."""
+
+
 @dataclass(frozen=True)
 class Reranker(Stage):
     """Looks at more hits than go into the prompt and ranks them again."""
@@ -106,12 +137,16 @@ class Reranker(Stage):
     slot: ClassVar[str] = "rerank"
 
     def depth(self, k: int) -> int:
-        """How many hits it wants to see for ``k`` in the prompt."""
+        """How many hits it looks at for ``k`` in the prompt; those behind them keep their order."""
         raise NotImplementedError
 
-    def rerank(self, queries: Sequence[Query], found: Sequence[Hits]) -> Sequence[Hits]:
-        """The same hits of each query in a new order, ranks from 1."""
+    def load(self, device: str) -> Ranker:
+        """What ranks, its model loaded; kept for all runs of the process whose stage has an equal `model_stage`."""
         raise NotImplementedError
+
+    def model_stage(self) -> Reranker:
+        """This stage with the defaults of all that doesn't decide what `load` returns."""
+        return self
 
 
 @register
@@ -125,17 +160,75 @@ class AsFound(Reranker):
         """No more than go into the prompt."""
         return k
 
-    def rerank(self, queries: Sequence[Query], found: Sequence[Hits]) -> Sequence[Hits]:
+    def load(self, device: str) -> Ranker:
+        """There is nothing to load."""
+        return self
+
+    def rank(self, retriever: Retriever, queries: Sequence[Query], found: Sequence[Hits]) -> list[Hits]:
         """As they come."""
-        return found
+        return list(found)
+
+
+@dataclass(frozen=True)
+class Probe(Stage):
+    """Decides anew which chunks stand in the prompt, from those found and the chunk that is known to be right."""
+
+    slot: ClassVar[str] = "probe"
+
+    @property
+    def needs_gold(self) -> str | None:
+        """The argument that needs each question's source chunk, for messages; None if it isn't needed."""
+        return None
+
+    def prompt(self, corpus: Corpus, queries: Sequence[Query], found: Sequence[Hits], search: Search) -> list[Hits]:
+        """The hits that go into each query's prompt, best first, ranks from 1.
+
+        Args:
+            corpus: what was searched.
+            queries: each with the id of its right chunk.
+            found: the hits of each query, best first; ``search.k`` at least.
+            search: says how many chunks go into the prompt, and the seed.
+
+        Raises:
+            RetrievalError: a query's right chunk is unknown.
+        """
+        raise NotImplementedError
+
+
+@register
+@dataclass(frozen=True)
+class NoProbe(Probe):
+    """What was found goes into the prompt."""
+
+    name: ClassVar[str] = "none"
+
+    def prompt(self, corpus: Corpus, queries: Sequence[Query], found: Sequence[Hits], search: Search) -> list[Hits]:
+        """The best k; of ``retriever=full`` everything, of which the budget decides how much is read."""
+        return list(found) if search.retriever == "full" else [hits[: search.k] for hits in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found for one query.
+
+    Attributes:
+        prompt: what goes into the prompt, before the budget.
+        hits: all that were looked at, in their final ranks; recall is taken of these.
+        retrieved: the same, in the retriever's own ranks.
+    """
+
+    prompt: Hits
+    hits: Hits
+    retrieved: Hits
 
 
 @dataclass
 class Shelf:
-    """What a process has loaded: corpora by their spec, retrievers by spec, settings and device."""
+    """What a process has loaded: corpora by their spec, retrievers by spec, settings and device, rerankers by both."""
 
     corpora: dict[str, Corpus] = field(default_factory=dict)
     retrievers: dict[tuple[str, Search, str], Retriever] = field(default_factory=dict)
+    rankers: dict[tuple[Reranker, str], Ranker] = field(default_factory=dict)
 
 
 @dataclass
@@ -145,22 +238,26 @@ class Library:
     Attributes:
         search: which retriever, over what.
         reranker: what ranks its hits again.
-        device: where an embedding model runs, for example ``cpu``.
+        probe: what replaces them, if anything.
+        device: where models that embed or rank run, for example ``cpu``.
         where: names the arguments in an error.
-        seconds: time spent per stage (``corpus``, ``index``, ``retrieval``).
+        seconds: time spent per stage (``corpus``, ``index``, ``retrieval``, ``reranking``).
         shelf: where they are kept; shared between runs, if given.
         corpora: those that this run used, by spec.
         retrievers: those that this run used, by the corpus's spec.
+        ranker: the loaded reranker, once this run has used it.
     """
 
     search: Search
     reranker: Reranker
+    probe: Probe
     device: str
     where: str
     seconds: dict[str, float] = field(default_factory=dict)
     shelf: Shelf = field(default_factory=Shelf)
     corpora: dict[str, Corpus] = field(default_factory=dict)
     retrievers: dict[str, Retriever] = field(default_factory=dict)
+    ranker: Ranker | None = None
 
     def corpus(self, spec: str) -> Corpus:
         """Loads a corpus and checks that it holds as many chunks as are asked for.
@@ -196,17 +293,39 @@ class Library:
             self.retrievers[spec] = self.shelf.retrievers[key]
         return self.retrievers[spec]
 
-    def find(self, spec: str, queries: Sequence[Query]) -> dict[Query, tuple[Hit, ...]]:
+    def find(self, spec: str, queries: Sequence[Query]) -> dict[Query, Found]:
         """Searches a corpus for all queries in one batch, equal ones once."""
         unique = list(dict.fromkeys(queries))
         retriever = self.retriever(spec)
-        wanted = self.reranker.depth(self.search.k)
+        corpus = self.corpora[spec]
+        wanted = max(self.search.k, self.reranker.depth(self.search.k))
         if any(query.gold is not None for query in unique):
             wanted = max(wanted, DEPTH)
         with clock(self.seconds, "retrieval"):
-            found = retriever.search(unique, min(wanted, len(self.corpora[spec].chunks)))
-            found = list(self.reranker.rerank(unique, found))
-        return dict(zip(unique, (tuple(hits) for hits in found), strict=True))
+            retrieved = retriever.search(unique, min(wanted, len(corpus.chunks)))
+        hits = self._reranked(retriever, unique, retrieved)
+        prompts = self.probe.prompt(corpus, unique, hits, self.search)
+        return {query: Found(*three) for query, *three in zip(unique, prompts, hits, retrieved, strict=True)}
+
+    def _reranked(self, retriever: Retriever, queries: Sequence[Query], retrieved: Sequence[Hits]) -> Sequence[Hits]:
+        """The best hits of each query ranked again, and the others behind them."""
+        if isinstance(self.reranker, AsFound):
+            return retrieved
+        if self.ranker is None:
+            key = (self.reranker.model_stage(), self.device)
+            if key not in self.shelf.rankers:
+                with clock(self.seconds, "index"):
+                    self.shelf.rankers[key] = self.reranker.load(self.device)
+            self.ranker = self.shelf.rankers[key]
+        depth = self.reranker.depth(self.search.k)
+        with clock(self.seconds, "reranking"):
+            ranked = self.ranker.rank(retriever, queries, [hits[:depth] for hits in retrieved])
+        return [(*first, *hits[depth:]) for first, hits in zip(ranked, retrieved, strict=True)]
+
+    def reranking(self) -> dict[str, Any]:
+        """What a result says of the reranker: the stage's arguments, and the model's identity once it is loaded."""
+        made_from = {} if self.ranker is None else self.ranker.provenance()
+        return {**self.reranker.provenance(), **made_from}
 
 
 class clock:

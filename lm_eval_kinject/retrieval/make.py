@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.errors import ArgumentError, IndexStoreError
@@ -26,30 +26,39 @@ from lm_eval_kinject.log import log
 from lm_eval_kinject.retrieval.controls import Full, NoRetrieval, Oracle, Random
 from lm_eval_kinject.retrieval.dense import DenseRetriever
 from lm_eval_kinject.retrieval.encoders import KNOWN, EncoderSpec, load_encoder
+from lm_eval_kinject.retrieval.hybrid import Hybrid
 from lm_eval_kinject.retrieval.index import DenseIndex, Progress, build_index, index_settings, open_index
 from lm_eval_kinject.retrieval.protocol import Retriever
 from lm_eval_kinject.retrieval.sparse import BM25
 
-__all__ = ["CONTROLS", "DEFAULT_SEED", "RETRIEVERS", "make_retriever", "retriever_problems"]
+__all__ = ["CONTROLS", "DEFAULT_SEED", "RETRIEVERS", "kind_of", "make_retriever", "retriever_problems"]
 
 
 CONTROLS = ("oracle", "random", "full", "none")
-RETRIEVERS = (*KNOWN, "bm25", *CONTROLS)
+RETRIEVERS = (*KNOWN, "bm25", "hybrid", *CONTROLS)
 """Names that stand for a retriever; any sentence-transformers id or path is one too."""
 
 DEFAULT_SEED = 1234
-_LATER = ("hybrid",)
+_HYBRID = "hybrid"
+_JOINED = "minilm"  # what `hybrid` alone joins with BM25
 _DTYPES = ("float32", "bfloat16")
 _SHOW_PROGRESS_FROM = 1024
 
 
+Kind: TypeAlias = Literal["dense", "bm25", "hybrid", "control", "unknown"]
+
+
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """What a name means: a retriever of ``kind``; for a dense one its rules, if known, and where its weights are."""
+    """What a name means: a retriever of ``kind``; for a dense one its rules, if known, and where its weights are.
 
-    kind: Literal["dense", "bm25", "control", "later", "unknown"]
+    A hybrid has those of its dense part, whose name is ``joined``.
+    """
+
+    kind: Kind
     spec: EncoderSpec | None = None
     model: str | None = None
+    joined: str = ""
 
 
 def _choose(name: str) -> _Choice:
@@ -57,11 +66,13 @@ def _choose(name: str) -> _Choice:
         return _Choice("dense", KNOWN[name])
     if name in CONTROLS:
         return _Choice("control")
-    if name in _LATER:
-        return _Choice("later")
     if name == "bm25":
         return _Choice("bm25")
     alias, colon, model = name.partition(":")
+    if alias == _HYBRID:
+        joined = model if colon else _JOINED
+        part = _choose(joined)
+        return _Choice("hybrid" if part.kind == "dense" else "unknown", part.spec, part.model, joined)
     if colon and alias in KNOWN and model:
         return _Choice("dense", KNOWN[alias], model)
     if Path(name).expanduser().is_dir():
@@ -74,6 +85,11 @@ def _choose(name: str) -> _Choice:
     return _Choice("unknown")
 
 
+def kind_of(name: str) -> Kind:
+    """What sort of retriever a name stands for; loads nothing."""
+    return _choose(name).kind
+
+
 def retriever_problems(
     name: str,
     *,
@@ -84,9 +100,15 @@ def retriever_problems(
     """What is wrong with these arguments of :func:`make_retriever`, a sentence each; loads nothing."""
     choice = _choose(name)
     problems = []
-    if choice.kind == "later":
-        problems.append(f"retriever={name} is not available yet: use one of {', '.join(RETRIEVERS)}.")
-    if choice.kind == "unknown":
+    if choice.joined and choice.kind == "unknown":
+        near = difflib.get_close_matches(choice.joined.lower(), KNOWN, n=2, cutoff=0.5)
+        guess = f" Did you mean {' or '.join(f'{_HYBRID}:{word}' for word in near)}?" if near else ""
+        problems.append(
+            f"retriever={name}: {_HYBRID} joins bm25 with a retriever that embeds, and {choice.joined} is none.{guess} "
+            f"Use {_HYBRID} (with {_JOINED}), or {_HYBRID}:NAME with one of {', '.join(KNOWN)} or a model's id or "
+            f"folder."
+        )
+    elif choice.kind == "unknown":
         near = difflib.get_close_matches(name.lower(), RETRIEVERS, n=2, cutoff=0.5)
         guess = f" Did you mean {' or '.join(near)}?" if near else ""
         problems.append(
@@ -104,7 +126,7 @@ def retriever_problems(
             problems.append(f"index= has no meaning for retriever={name}, which needs none: leave it out.")
         if revision is not None:
             problems.append(f"a revision has no meaning for retriever={name}, which has no model: leave it out.")
-    if choice.kind == "dense" and revision is not None and _is_local(choice):
+    if choice.kind in {"dense", "hybrid"} and revision is not None and _is_local(choice):
         problems.append(
             f"a revision has no meaning for retriever={name}, whose weights are on this machine: leave it out."
         )
@@ -138,7 +160,8 @@ def make_retriever(
 
     Args:
         name: one of ``RETRIEVERS``; ``NAME:PATH`` for a known model's rules with weights of your own (a folder or Hub
-            id); the Hub id or folder of any sentence-transformers model, which brings its own rules.
+            id); the Hub id or folder of any sentence-transformers model, which brings its own rules; ``hybrid:NAME``
+            for one of these joined with BM25. What follows is for the part that embeds.
         corpus: what is searched.
         dtype: of the encoder's forward pass. ``bfloat16`` is faster where the processor has it (minilm: twice as fast).
         index: a prebuilt index, a folder or Hub dataset ``owner/name[@revision]``; it must match or is refused.
@@ -161,6 +184,7 @@ def make_retriever(
         return Random(corpus, seed) if name == "random" else _CONTROL_CLASSES[name](corpus)
     if choice.kind == "bm25":
         return BM25(corpus)
+    asked, name = name, choice.joined or name
     encoder = load_encoder(name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, device=device)
     if index is not None:
         opened = open_index(_index_folder(os.fspath(index)), index_settings(corpus, encoder))
@@ -176,7 +200,8 @@ def make_retriever(
             len(corpus),
             corpus.name,
         )
-    return DenseRetriever(name, corpus, encoder, opened)
+    dense = DenseRetriever(name, corpus, encoder, opened)
+    return Hybrid(asked, dense, BM25(corpus)) if choice.kind == "hybrid" else dense
 
 
 def make_index(
@@ -201,10 +226,11 @@ def make_index(
     """
     problems = list(retriever_problems(name, dtype=dtype, index=None, revision=revision))
     choice = _choose(name)
-    if not problems and choice.kind != "dense":
+    if not problems and choice.kind not in {"dense", "hybrid"}:
         problems.append(f"{name} searches without an index on disk; name an encoder, such as minilm")
     if problems:
         raise ArgumentError(problems, "the index's arguments")
+    name = choice.joined or name  # a hybrid's index is that of the part that embeds
     encoder = load_encoder(name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, device=device)
     with _bar(corpus, progress) as show:
         return build_index(corpus, encoder, path=path, progress=show)

@@ -99,7 +99,11 @@ def test_a_retriever_by_id_or_folder(hf_names, tmp_path):
         ({"k": None}, "k=None must be a whole number"),
         ({"retriever": "minlm"}, "Did you mean minilm"),
         ({"retriever": "nonsense"}, "retriever=nonsense is unknown"),
-        ({"retriever": "hybrid"}, "retriever=hybrid is not available yet"),
+        ({"retriever": "hybird"}, "Did you mean hybrid"),
+        ({"retriever": "hybrid:minlm"}, "and minlm is none. Did you mean hybrid:minilm?"),
+        ({"retriever": "hybrid:bm25"}, "hybrid joins bm25 with a retriever that embeds, and bm25 is none"),
+        ({"retriever": "hybrid:oracle"}, "and oracle is none"),
+        ({"retriever": "hybrid", "retriever_revision": "abc"}, "whose weights are on this machine"),
         ({"retriever": "none", "k": 3}, "retriever=none with k=3 contradict each other"),
         ({"retriever": None, "k": 1}, "retriever=none with k=1"),
         ({"retriever": "oracle", "index": "/"}, "index= has no meaning for retriever=oracle"),
@@ -120,8 +124,49 @@ def test_a_retriever_by_id_or_folder(hf_names, tmp_path):
         ({"order": "upwards"}, "order=upwards is unknown"),
         ({"route": "self-route"}, "route=self-route is not yet available"),
         ({"reasoning": "self-reasoning"}, "reasoning=self-reasoning is not yet available"),
-        ({"rerank": "a/b"}, "rerank= (a cross-encoder over the hits) is not yet available"),
-        ({"rerank_from": 50}, "rerank_from="),
+        (
+            {"rerank": "nne"},
+            "rerank=nne is unknown (did you mean none?); pass rerank=none or mmr, or a cross-encoder's Hub id",
+        ),
+        ({"rerank": "mrm"}, "did you mean mmr?"),
+        ({"rerank": "cross-encoder"}, "rerank=cross-encoder is unknown"),  # the open stage's name is no value
+        ({"rerank": "/no/such/folder"}, "rerank=/no/such/folder is unknown"),
+        ({"rerank": "tests/no-such-folder"}, "is unknown"),  # a path below a folder that is there, and no id
+        ({"rerank": "a/b/c"}, "rerank=a/b/c is unknown"),
+        ({"rerank": ""}, "rerank= is unknown"),
+        (
+            {"rerank_from": 50},
+            "rerank_from= has no meaning for rerank=none; remove it, or pass rerank=MODEL or rerank=mmr",
+        ),
+        (
+            {"rerank": "a/b", "mmr_lambda": 0.5},
+            "mmr_lambda= has no meaning for rerank=MODEL; remove it, or pass rerank=mmr",
+        ),
+        ({"rerank": "a/b", "rerank_from": 2}, "k=3 chunks can't be chosen from rerank_from=2 hits; pass rerank_from=3"),
+        ({"rerank": "a/b", "k": 21}, "k=21 chunks can't be chosen from rerank_from=20 hits; pass rerank_from=21"),
+        ({"rerank": "mmr", "k": 21}, "k=21 chunks can't be chosen from rerank_from=20 hits"),
+        ({"rerank": "a/b", "rerank_from": 0}, "rerank_from=0 must be a whole number of hits, 1 or more"),
+        (
+            {"rerank": "a/b", "retriever": "full"},
+            "rerank=a/b has no meaning for retriever=full, which gives everything",
+        ),
+        ({"rerank": "a/b", "retriever": "oracle", "k": 1}, "retriever=oracle, which gives one chunk; remove it"),
+        ({"rerank": "mmr", "retriever": "bm25"}, "rerank=mmr compares vectors, and retriever=bm25 has none"),
+        ({"rerank": "mmr", "retriever": "random"}, "rerank=mmr compares vectors, and retriever=random has none"),
+        ({"rerank": "mmr", "mmr_lambda": 1.5}, "mmr_lambda=1.5 must be a number from 0 to 1"),
+        ({"rerank": "mmr", "mmr_lambda": "half"}, "mmr_lambda=half must be a number from 0 to 1"),
+        ({"probe": "hrad"}, "probe=hrad is unknown (did you mean hard or random?); pass probe=none or"),
+        (
+            {"probe": "hard", "probe_place": 4},
+            "probe_place=4 is behind the last of k=3 chunks; pass probe_place=3 or less",
+        ),
+        ({"probe": "random", "probe_place": 0}, "probe_place=0 must be a whole number of ranks, 1 or more"),
+        (
+            {"probe_place": 2},
+            "probe_place= has no meaning for probe=none; remove it, or pass probe=hard or probe=random",
+        ),
+        ({"probe": "hard", "retriever": "oracle"}, "probe=hard has no meaning for retriever=oracle"),
+        ({"probe": "random", "retriever": "full"}, "probe=random has no meaning for retriever=full"),
         ({"adapter": "mine", "peft": "me/x"}, "adapter= and peft= exclude each other"),
         ({"adapter": " "}, "must be a name"),
         ({"token": "hf_abc"}, "HF_TOKEN"),
@@ -229,7 +274,7 @@ def test_a_secret_is_not_repeated(hf_names):
 
 
 def test_all_problems_at_once(hf_names):
-    given = {"k": -1, "retriver": "bm25", "token": "t", "placement": "x", "rerank": "a/b", "scorer": "y"}
+    given = {"k": -1, "retriver": "bm25", "token": "t", "placement": "x", "temperature": 1, "scorer": "y"}
     found = problems_of(hf_names, **given)
     assert len(found) == 6
     assert all(any(f"{name}=" in problem for problem in found) for name in given)
@@ -269,6 +314,31 @@ def test_every_argument_has_a_line_in_the_docs():
     assert all(len(line.about) > 10 for line in lines)
     page = Path(__file__).parents[2] / "docs" / "score.md"
     assert argument_table() in page.read_text(encoding="utf-8")
+
+
+def test_what_looks_at_the_hits_again(hf_names, tmp_path):
+    for model in ("cross-encoder/ms-marco-MiniLM-L6-v2", "a/b@" + "0" * 40, str(tmp_path)):
+        rag = split({"rerank": model, "rerank_from": 50, "k": 50}, hf_names).rag
+        assert (rag.pipeline.rerank.model, rag.pipeline.rerank.depth(3)) == (model, 50)
+        assert rag.values()["rerank"] == model
+    assert split({"rerank": tmp_path}, hf_names).rag.pipeline.rerank.model == str(tmp_path)
+    assert split({"rerank": str(tmp_path)}, hf_names).rag.pipeline.provenance()["rerank"] == {
+        "name": "cross-encoder", "asked": tmp_path.name, "rerank_from": 20,
+    }  # fmt: skip
+    mmr = split({"rerank": "mmr", "retriever": "hybrid", "mmr_lambda": 1}, hf_names).rag
+    assert mmr.pipeline.provenance()["rerank"] == {"name": "mmr", "rerank_from": 20, "mmr_lambda": 1.0}
+    assert mmr.values()["rerank"] == "mmr"
+    for none in ("none", None):
+        assert split({"rerank": none, "probe": none}, hf_names).rag == split({}, hf_names).rag
+    for idle in ({"k": 0}, {"retriever": "none"}):  # nothing is retrieved, so nothing is refused
+        split({"rerank": "mmr", "rerank_from": 1, "probe": "hard", "probe_place": 9, **idle}, hf_names)
+
+
+def test_probes(hf_names):
+    rag = split({"probe": "hard", "probe_place": 3}, hf_names).rag
+    assert rag.pipeline.provenance()["probe"] == {"name": "hard", "probe_place": 3}
+    assert (rag.pipeline.needs_gold, split({}, hf_names).rag.pipeline.needs_gold) == ("probe=hard", None)
+    assert split({"retriever": "oracle"}, hf_names).rag.pipeline.needs_gold == "retriever=oracle"
 
 
 def test_variants_of_one_slot_are_refused_for_another():

@@ -33,7 +33,11 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"name": "minlm"}, ["retriever=minlm is unknown. Did you mean minilm"]),
         ({"name": "BM25"}, ["Did you mean bm25"]),
         ({"name": "./no-such-model"}, ["is unknown", "sentence-transformers model by its Hub id"]),
-        ({"name": "hybrid"}, ["retriever=hybrid is not available yet"]),
+        ({"name": "hybrd"}, ["Did you mean hybrid"]),
+        ({"name": "hybrid:bm25"}, ["retriever=hybrid:bm25: hybrid joins bm25 with a retriever that embeds"]),
+        ({"name": "hybrid:minlm"}, ["minlm is none. Did you mean hybrid:minilm?"]),
+        ({"name": "hybrid", "index": "/no/such/folder"}, ["index=/no/such/folder: there is no such folder"]),
+        ({"name": "hybrid", "revision": "abc"}, ["whose weights are on this machine"]),
         ({"name": "minilm", "dtype": "float16"}, ["retriever_dtype=float16 is unknown: use float32 or bfloat16"]),
         ({"name": "bm25", "dtype": "bfloat16"}, ["bfloat16 has no meaning for retriever=bm25"]),
         ({"name": "oracle", "index": "/tmp"}, ["index= has no meaning for retriever=oracle"]),
@@ -58,7 +62,21 @@ def test_all_problems_at_once() -> None:
     assert len(problems) == 4
 
 
-@pytest.mark.parametrize("name", ["minilm", "bge", "dpr", "bm25", "none", "BAAI/bge-large-en-v1.5", "some/model"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "minilm",
+        "bge",
+        "dpr",
+        "bm25",
+        "none",
+        "BAAI/bge-large-en-v1.5",
+        "some/model",
+        "hybrid",
+        "hybrid:bge",
+        "hybrid:a/b",
+    ],
+)
 def test_names_that_can_be_used(name: str) -> None:
     assert retriever_problems(name) == []
 
