@@ -44,8 +44,8 @@ class Search(Stage):
 
     retriever: str = argument(
         "`minilm`, `bge`, `bge-large-en`, `e5`, `mxbai`, `contriever`, `dragon`, `dpr`, `bm25`, `hybrid` (ranks of "
-        "minilm and bm25 fused; `hybrid:NAME` of NAME and bm25); any sentence-transformers id or folder; `NAME:PATH` for "
-        "a known model's rules with weights of your own; controls `oracle` (the right chunk), `random`, `full` "
+        "minilm and bm25 fused; `hybrid:NAME` of NAME and bm25); any sentence-transformers id or folder; `NAME:PATH` "
+        "for a known model's rules with weights of your own; controls `oracle` (the right chunk), `random`, `full` "
         "(everything), `none`",
         # lm_eval reads the word none as None
         lambda name, value: "none" if value is None else text(name, value),

@@ -228,13 +228,15 @@ def _load(name: str, path: Path, device: str) -> Any:
             "would come from random weights; pass a model for reranking, such as cross-encoder/ms-marco-MiniLM-L6-v2"
         )
     import sentence_transformers
+    from safetensors import SafetensorError
 
+    broken = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError)
     try:
         with quiet():
             model = sentence_transformers.CrossEncoder(
                 str(path), device=device, local_files_only=True, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as problem:
+    except broken as problem:
         raise RetrievalError(
             f"rerank={label} can't be loaded by sentence-transformers: {first_line(problem)}. Models that bring their "
             f"own code are refused. {_ADVICE}"

@@ -122,6 +122,27 @@ def make_sentence_transformer(folder: Path, *, similarity: str = "dot") -> Path:
     return folder
 
 
+def make_cross_encoder(folder: Path, *, labels: int = 1, seed: int = 5) -> Path:
+    """A BERT with a scoring head, as cross-encoders come; with more than one label it is a classifier."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(_VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        num_labels=labels,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
 class HashEncoder:
     """Vectors from a hash of the text: deterministic, no model. Counts what it embeds; may sleep before each call."""
 
