@@ -1,12 +1,17 @@
-"""Retrieval measured: equality with brute force, recall against the source chunks, and what bfloat16 costs and saves.
+"""Retrieval measured: equality with brute force, recall, reranking, and what bfloat16 costs and saves.
 
 What it is for: the figures in docs/log.md. What it does not do: test (tests/reference does, on small corpora).
+
+Recall is against the source chunks where questions name them (recall@k), and against the answers where these are
+known (answer@k: the right option's words stand together in one of the first k chunks, as DPR counts it; an answer such
+as "yes" is found easily, and one in other words never).
 
 The one idea: everything that is compared is measured in the same run, on the same questions, and printed with
 hardware, versions and date. CPU seconds stand beside wall-clock seconds, since the machine may be shared.
 
     python benchmarks/retrieval.py --corpus current_events --questions current_events --retrievers minilm,bm25,random
-    python benchmarks/retrieval.py --corpus realtimeqa:PATH --questions realtimeqa:PATH --retrievers minilm,bm25
+    python benchmarks/retrieval.py --corpus realtimeqa:PATH --questions realtimeqa:PATH --retrievers minilm,bm25,hybrid
+    python benchmarks/retrieval.py … --retrievers bm25,minilm,hybrid --rerank MODEL --rerank-from 20
     python benchmarks/retrieval.py --corpus current_events --questions current_events --retrievers minilm --bfloat16
 """
 
@@ -34,8 +39,15 @@ from lm_eval_kinject.corpus.sources.files import Source
 from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import environment
 from lm_eval_kinject.records import Query
-from lm_eval_kinject.retrieval import Hits, Retriever, make_retriever
+from lm_eval_kinject.retrieval import (
+    Hits,
+    Retriever,
+    make_retriever,
+    rerank,  # noqa: F401  (it registers its stages)
+)
 from lm_eval_kinject.retrieval.dense import DenseRetriever
+from lm_eval_kinject.retrieval.library import Ranker, Reranker
+from lm_eval_kinject.stages import assemble
 
 KS = (1, 3, 5)
 NOISE = 1e-6  # chunks whose scores are closer than this may stand in either order
@@ -44,9 +56,11 @@ NOISE = 1e-6  # chunks whose scores are closer than this may stand in either ord
 def main() -> int:
     arguments = _arguments()
     corpus = _part(load_corpus(arguments.corpus), arguments.chunks)
-    queries = _questions(arguments.questions)[: arguments.limit]
+    queries, answers = _questions(arguments.questions)
+    queries, answers = queries[: arguments.limit], answers[: arguments.limit]
     _print_heading(corpus, queries)
     wrong = 0
+    reranking = _Reranking(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         cache = arguments.cache or temporary
         for name in arguments.retrievers.split(","):
@@ -55,7 +69,9 @@ def main() -> int:
             )
             hits, searching = _timed(lambda: retriever.search(queries, max(KS)))  # noqa: B023
             print(f"{name}: ready in {seconds}, searched in {searching}")
-            _print_recall(queries, hits)
+            _print_recall(corpus, queries, answers, hits)
+            if arguments.rerank and (again := reranking.rank(name, retriever, queries)):
+                _print_recall(corpus, queries, answers, again)
             if arguments.bruteforce:
                 wrong += _print_bruteforce(retriever, queries, hits, arguments.device)
         if arguments.bfloat16:
@@ -70,6 +86,8 @@ def _arguments() -> argparse.Namespace:
         "--questions", default="current_events", help="a task's name, a Parquet file, or realtimeqa:PATH"
     )
     parser.add_argument("--retrievers", default="minilm,bm25,random", help="comma-separated, as in retriever=")
+    parser.add_argument("--rerank", help="as in rerank=: a cross-encoder, or mmr where the retriever embeds")
+    parser.add_argument("--rerank-from", type=int, default=20, help="hits that it ranks again")
     parser.add_argument("--limit", type=int, help="use the first questions only")
     parser.add_argument("--chunks", type=int, help="use the first chunks only")
     parser.add_argument("--bfloat16", action="store_true", help="compare float32 and bfloat16 of the first retriever")
@@ -87,16 +105,19 @@ def _part(corpus: Corpus, chunks: int | None) -> Corpus:
     return make_corpus(corpus.name, Source(corpus.chunks[:chunks], f"the first {chunks} chunks"))
 
 
-def _questions(spec: str) -> list[Query]:
+def _questions(spec: str) -> tuple[list[Query], list[str]]:
+    """Questions, and the text of each one's right option."""
     if spec.startswith("realtimeqa:"):
         files = sorted(Path(spec.removeprefix("realtimeqa:")).rglob("*_qa.jsonl"))
         lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [Query(json.loads(line)["question_sentence"]) for line in lines]
+        rows = [json.loads(line) for line in lines]
+        answers = [row["choices"][int(row["answer"][0])] for row in rows]
+        return [Query(row["question_sentence"]) for row in rows], answers
     import pyarrow.parquet as pq
 
     path = Path(spec) if spec.endswith(".parquet") else tasks_dir() / spec / "data" / "test.parquet"
-    rows = pq.read_table(path, columns=["question", "source_chunk"]).to_pylist()
-    return [Query(row["question"], row["source_chunk"]) for row in rows]
+    rows = pq.read_table(path, columns=["question", "source_chunk", "choices", "answer"]).to_pylist()
+    return [Query(row["question"], row["source_chunk"]) for row in rows], [r["choices"][r["answer"]] for r in rows]
 
 
 def _print_heading(corpus: Corpus, queries: Sequence[Query]) -> None:
@@ -120,9 +141,41 @@ def _recall(queries: Sequence[Query], hits: Sequence[Hits], k: int) -> float:
     return 100 * sum(found) / len(found)
 
 
-def _print_recall(queries: Sequence[Query], hits: Sequence[Hits]) -> None:
+def _print_recall(corpus: Corpus, queries: Sequence[Query], answers: Sequence[str], hits: Sequence[Hits]) -> None:
     if all(query.gold is not None for query in queries):
         print("  " + "  ".join(f"recall@{k} {_recall(queries, hits, k):.2f} %" for k in KS))
+    words = {id_: _spaced(corpus.by_id[id_].text) for id_ in {hit.chunk.id for list_ in hits for hit in list_}}
+    held = [[_spaced(a) in words[hit.chunk.id] for hit in list_] for a, list_ in zip(answers, hits, strict=True)]
+    print("  " + "  ".join(f"answer@{k} {100 * sum(any(row[:k]) for row in held) / len(held):.2f} %" for k in KS))
+
+
+def _spaced(text: str) -> str:
+    """A text's words, lower case, each between two spaces, so that a part of one is never found."""
+    return f" {' '.join(_words(text))} "
+
+
+class _Reranking:
+    """Ranks a retriever's hits again; the model is loaded once."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._ranker: Ranker | None = None
+
+    def rank(self, name: str, retriever: Retriever, queries: Sequence[Query]) -> list[Hits]:
+        depth = self._arguments.rerank_from
+        given = {"retriever": name, "k": max(KS), "rerank": self._arguments.rerank, "rerank_from": depth}
+        stages, problems = assemble(("search", "rerank"), given)
+        if problems:
+            print("\n".join(f"  {problem}" for problem in problems))
+            return []
+        stage = stages["rerank"]
+        assert isinstance(stage, Reranker)
+        if self._ranker is None:
+            self._ranker = stage.load(self._arguments.device)
+        found = retriever.search(queries, min(depth, len(retriever.corpus)))
+        ranked, seconds = _timed(lambda: self._ranker.rank(retriever, queries, found))
+        print(f"  rerank={self._arguments.rerank} of {depth} hits in {seconds}")
+        return ranked
 
 
 # Brute force ----------------------------------------------------------------------------------------------------------

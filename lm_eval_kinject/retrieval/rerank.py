@@ -35,6 +35,7 @@ __all__ = ["MMR", "ByModel", "CrossEncoder"]
 
 _FROM = 20
 _BATCH = 32  # pairs, of one question
+_NO_LIMIT = 1 << 20  # tokens; tokenizers write "none" as a far larger number, which no tokenizer takes back
 _ADVICE = "Without a network pass rerank= the folder of a cross-encoder, or leave it out."
 
 
@@ -177,7 +178,7 @@ class CrossEncoder:
     def _count_cut(self, pairs: Sequence[tuple[str, str]]) -> int:
         """Pairs longer than the model reads; 0 where it has no such limit."""
         limit, tokenizer = self._model.max_seq_length, getattr(self._model, "tokenizer", None)
-        if limit is None or not callable(tokenizer):
+        if limit is None or limit > _NO_LIMIT or not callable(tokenizer):
             return 0
         tokens = tokenizer([q for q, _ in pairs], [t for _, t in pairs], truncation=True, max_length=limit)
         return sum(bool(encoding.overflowing) for encoding in tokens.encodings or ())

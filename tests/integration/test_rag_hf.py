@@ -19,10 +19,12 @@ from helpers.local_tasks import (
     write_corpus,
     write_foreign,
 )
+from helpers.tiny_encoders import make_cross_encoder
 from helpers.tiny_models import make_tiny
 
 from lm_eval_kinject.errors import ArgumentError, ContextError, CorpusError, ModelError, ProvenanceError
 from lm_eval_kinject.models.rag_hf import RagHFLM
+from lm_eval_kinject.retrieval.rerank import CrossEncoder
 
 DESCRIPTION = "The following are multiple choice questions (with answers) about current events.\n\n"
 
@@ -494,6 +496,50 @@ def test_recall_against_the_source_chunk(run, spies):
     assert [figures[f"recall@{n}"] for n in (1, 2, 3, 5)] == [1 / 8, 2 / 8, 3 / 8, 5 / 8]
     assert figures["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 8)
     assert figures["gold_in_prompt"] == 2 / 8
+
+
+def test_reranked_hits_are_in_the_prompt_and_in_the_figures(run, place, tmp_path):
+    from lm_eval_kinject.corpus import load_corpus
+    from lm_eval_kinject.records import Query
+    from lm_eval_kinject.retrieval import make_retriever
+
+    folder = make_cross_encoder(tmp_path / "tiny-cross")
+    result = run(["current_events_cloze"], retriever="bm25", k=2, rerank=str(folder), rerank_from=6, limit=8)
+    bm25 = make_retriever("bm25", load_corpus(str(place / "corpus")))
+    queries = [Query(question_text(i)) for i in range(8)]
+    found = bm25.search(queries, 6)
+    ranked = CrossEncoder(str(folder), "cpu").rank(bm25, queries, found)
+    tops = [[int(hit.chunk.id[1:]) for hit in hits[:2]] for hits in ranked]
+    assert tops != [[int(hit.chunk.id[1:]) for hit in hits[:2]] for hits in found]
+    expected = [context(*top) + cloze(i) for i, top in enumerate(tops)]
+    assert prompts(result, "current_events_cloze") == expected
+    said = result["config"]["kinject"]
+    figures = said["tasks"]["current_events_cloze"]
+    for prefix, lists in (("", ranked), ("retrieved_", found)):
+        ranks = [next((h.rank for h in hits if h.chunk.id == f"c{i}"), None) for i, hits in enumerate(lists)]
+        for n in (1, 2, 3, 5):
+            assert figures[f"{prefix}recall@{n}"] == sum(rank is not None and rank <= n for rank in ranks) / 8
+        assert figures[f"{prefix}mrr"] == pytest.approx(sum(1 / rank for rank in ranks if rank is not None) / 8)
+    assert figures["mrr_depth"] == 6
+    assert {name: said["pipeline"]["rerank"][name] for name in ("name", "asked", "rerank_from")} == {
+        "name": "cross-encoder", "asked": "tiny-cross", "rerank_from": 6,
+    }  # fmt: skip
+    assert said["pipeline"]["rerank"]["model"] == CrossEncoder(str(folder), "cpu").identity
+    assert said["seconds"]["reranking"] > 0
+    assert str(tmp_path) not in json.dumps(said)
+
+
+def test_the_probe_is_in_the_prompt_and_recall_is_that_of_what_was_found(run, spies):
+    """The spy returns c0, c1, c2, … to every question; the right chunk stands second."""
+    result = run(["current_events_cloze"], retriever="bm25", k=3, probe="hard", probe_place=2, limit=8)
+    among = [(1, 0, 2), (0, 1, 2), *((0, i, 1) for i in range(2, 8))]
+    assert prompts(result, "current_events_cloze") == [context(*three) + cloze(i) for i, three in enumerate(among)]
+    said = result["config"]["kinject"]
+    figures = said["tasks"]["current_events_cloze"]
+    assert [figures[f"recall@{n}"] for n in (1, 3, 5)] == [1 / 8, 3 / 8, 5 / 8]
+    assert (figures["gold_in_prompt"], said["pipeline"]["probe"]) == (1.0, {"name": "hard", "probe_place": 2})
+    with pytest.raises(ContextError, match=r"probe=random needs the chunk.*gold.*or leave it out"):
+        run(["arc_easy"], retriever="bm25", probe="random")
 
 
 @pytest.mark.parametrize("k", [0, 1])

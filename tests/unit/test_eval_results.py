@@ -205,6 +205,43 @@ def test_a_retriever_that_nobody_else_has(tmp_path: Path, encoder: object, local
     ]
 
 
+def test_a_hybrids_part_and_a_reranker_that_nobody_else_has(tmp_path: Path) -> None:
+    mine = {"folder": "mine", "sha256": "f" * 64}
+    part = {"name": "bge:mine", "encoder": {"query_model": mine, "passage_model": mine}}
+    hybrid = {"name": "hybrid:bge:mine", "fingerprint": "f" * 64, "parts": [part, {"name": "bm25"}]}
+    advice = "is on no Hub at a commit; push it and score with its Hub id"
+    found = gaps(altered(tmp_path, retrievers=[hybrid]), samples=False)
+    assert found == [f"kinject.retrievers.hybrid:bge:mine.encoder: mine {advice}"]
+    for model, said in ((HUB_MODEL, []), (mine, [f"kinject.pipeline.rerank.encoder: mine {advice}"])):
+        pipeline = {"rerank": {"name": "cross-encoder", "model": model}}
+        assert gaps(altered(tmp_path, pipeline=pipeline), samples=False) == said
+
+
+def test_rerankers_and_probes_make_another_variant(tmp_path: Path) -> None:
+    def variant(**pipeline: object) -> str:
+        return scores_of(altered(tmp_path, pipeline=pipeline))[0].variant
+
+    none = {"rerank": {"name": "none"}, "probe": {"name": "none"}}
+    ranked = {
+        "name": "cross-encoder",
+        "rerank_from": 20,
+        "model": HUB_MODEL,
+        "device": "cpu",
+        "pairs_cut": 0,
+        "asked": "a",
+    }
+    assert variant(**none) == variant() == scores_of(altered(tmp_path))[0].variant
+    other = {"device": "cuda", "pairs_cut": 3, "asked": "b"}
+    assert variant(rerank=ranked) == variant(rerank={**ranked, **other}) != variant()
+    found = {
+        variant(rerank=ranked),
+        variant(rerank={**ranked, "rerank_from": 50}),
+        variant(),
+        variant(probe={"name": "hard"}),
+    }
+    assert len(found) == 4
+
+
 def test_what_is_no_results_file(tmp_path: Path) -> None:
     with pytest.raises(PublishError, match="There are no results at"):
         read_results(tmp_path)

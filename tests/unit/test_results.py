@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from lm_eval.api.instance import Instance
 
@@ -20,6 +22,19 @@ def test_recall_and_mrr():
     assert found["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 4) / 4)
     assert found["gold_in_prompt"] == 0.5
     assert found["mrr_depth"] == 5
+
+
+def test_figures_before_and_after_reranking():
+    """Ranks 1, 3 and 20 after, 2, 20 and not found before: by hand; 20 hits were ranked again."""
+    ranks = [(1, 2), (3, 20), (20, None)]
+    of = [replace(figure(n, after), retrieved_rank=before) for n, (after, before) in enumerate(ranks)]
+    found = figures(of, 2, reranked=20)["t"]
+    assert [found[f"recall@{n}"] for n in (1, 2, 3, 5)] == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
+    assert [found[f"retrieved_recall@{n}"] for n in (1, 2, 3, 5)] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
+    assert found["mrr"] == pytest.approx((1 + 1 / 3 + 1 / 20) / 3)
+    assert found["retrieved_mrr"] == pytest.approx((1 / 2 + 1 / 20) / 3)
+    assert found["mrr_depth"] == 20
+    assert not any(name.startswith("retrieved") for name in figures(of, 2)["t"])
 
 
 def test_questions_without_gold_do_not_count_as_misses():
