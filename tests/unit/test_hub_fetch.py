@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from helpers.tiny_encoders import make_bert, tiny_corpus
+from helpers.tiny_encoders import make_bert, make_cross_encoder, tiny_corpus
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
@@ -21,6 +21,7 @@ from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.records import Query
 from lm_eval_kinject.retrieval import make_retriever
 from lm_eval_kinject.retrieval.encoders import KNOWN
+from lm_eval_kinject.retrieval.rerank import ByModel, CrossEncoder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -82,6 +83,15 @@ def test_a_model_by_id_records_the_commit(hub_cache: Path, tmp_path: Path) -> No
     make_bert(snapshot(hub_cache, "me/encoder", "model"))
     retriever = make_retriever("me/encoder", tiny_corpus(), cache=tmp_path, device="cpu")
     assert retriever.provenance()["encoder"]["query_model"] == {"repo": "me/encoder", "commit": COMMIT}
+
+
+def test_a_cross_encoder_by_id_records_the_commit(hub_cache: Path) -> None:
+    make_cross_encoder(snapshot(hub_cache, "me/cross", "model"))
+    for asked in ("me/cross", f"me/cross@{COMMIT}"):
+        assert CrossEncoder(asked, "cpu").provenance()["model"] == {"repo": "me/cross", "commit": COMMIT}
+        assert ByModel(model=asked).provenance()["asked"] == asked
+    with pytest.raises(RetrievalError, match=r"me/cross can't be reached .*pass rerank= the folder of a cross-encoder"):
+        CrossEncoder("me/cross@" + "f" * 40, "cpu")
 
 
 def response(status: int) -> SimpleNamespace:
