@@ -213,7 +213,7 @@ def _locate(model: str) -> tuple[Path, dict[str, str]]:
 
 
 def _load(name: str, path: Path, device: str) -> Any:
-    """The model, checked to be one that was trained to score: transformers only logs that a head is random."""
+    """The model, checked to be made for scoring pairs: for another, transformers only logs that its head is random."""
     from lm_eval_kinject.retrieval.encoders import first_line, quiet
 
     label = Path(name).name if Path(name).expanduser().is_dir() else name
@@ -223,10 +223,10 @@ def _load(name: str, path: Path, device: str) -> Any:
         raise RetrievalError(
             f"rerank={label}: its config.json can't be read; pass a whole model. {_ADVICE}"
         ) from problem
-    if not str(architectures[0]).endswith(("ForSequenceClassification", "ForCausalLM")):
+    if not _scores_pairs(str(architectures[0]), path / "modules.json"):
         raise RetrievalError(
             f"rerank={label} is no cross-encoder but {architectures[0] or 'of an unnamed architecture'}, so its score "
-            "would come from random weights; pass a model for reranking, such as cross-encoder/ms-marco-MiniLM-L6-v2"
+            "would mean nothing; pass a model for reranking, such as cross-encoder/ms-marco-MiniLM-L6-v2"
         )
     import sentence_transformers
     from safetensors import SafetensorError
@@ -248,6 +248,13 @@ def _load(name: str, path: Path, device: str) -> Any:
             "gives one"
         )
     return model
+
+
+def _scores_pairs(architecture: str, modules: Path) -> bool:
+    """Whether a model has a head for it: a classifier's, or a language model's that was set up to say yes or no."""
+    if architecture.endswith("ForCausalLM") and modules.is_file():
+        return "LogitScore" in modules.read_text(encoding="utf-8", errors="replace")
+    return architecture.endswith("ForSequenceClassification")
 
 
 # Maximal marginal relevance -------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.tiny_encoders import HashEncoder, corpus_of, make_bert, make_cross_encoder, make_sentence_transformer
+from helpers.tiny_models import make_tiny
 
 from lm_eval_kinject.corpus import make_corpus
 from lm_eval_kinject.corpus.sources.files import Source
@@ -85,6 +86,20 @@ def test_a_list_is_scored_once(model, bm25, monkeypatch):
     assert ranker.rank(bm25, QUERIES[:1], [()]) == [()]
 
 
+def test_as_sentence_transformers_saves_it(model, bm25, tmp_path):
+    """With a sigmoid at its end, which isn't taken: ranks are those of the raw score."""
+    import sentence_transformers
+
+    one = sentence_transformers.CrossEncoder(str(model), device="cpu")
+    one.save_pretrained(str(tmp_path / "saved"))
+    found = bm25.search(QUERIES, 10)
+    ranked = CrossEncoder(str(tmp_path / "saved"), "cpu").rank(bm25, QUERIES, found)
+    assert ranked == CrossEncoder(str(model), "cpu").rank(bm25, QUERIES, found)
+    (first, *_), (query, *_) = ranked, QUERIES
+    usual = float(one.predict([(query.text, first[0].chunk.text)])[0])
+    assert usual == pytest.approx(1 / (1 + np.exp(-first[0].score)), abs=1e-6)
+
+
 def test_what_it_says_of_itself(model, bm25, caplog):
     ranker = ByModel(model=str(model)).load("cpu")
     said = ranker.provenance()
@@ -102,11 +117,10 @@ def test_what_it_says_of_itself(model, bm25, caplog):
 
 def test_what_is_refused(tmp_path):
     cases = {
-        make_bert(
-            tmp_path / "bert"
-        ): "rerank=bert is no cross-encoder but BertModel, so its score would come from random",
+        make_bert(tmp_path / "bert"): "rerank=bert is no cross-encoder but BertModel, so its score would mean nothing",
         make_sentence_transformer(tmp_path / "st"): "rerank=st is no cross-encoder but BertModel",
         make_cross_encoder(tmp_path / "classes", labels=3): r"rerank=classes gives 3 scores a pair \(a classifier\)",
+        make_tiny("llama", tmp_path / "lm"): "is no cross-encoder but LlamaForCausalLM",
         tmp_path / "nothing": "rerank=nothing: its config.json can't be read",
     }
     (tmp_path / "nothing").mkdir()
