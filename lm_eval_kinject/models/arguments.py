@@ -54,8 +54,6 @@ FROM_PRETRAINED = frozenset(
 )  # fmt: skip
 """Names that ``hf`` passes on to ``from_pretrained`` and that mean something there (transformers 5)."""
 
-_LATER = {
-}
 _SECRETS = ("token", "hf_token", "use_auth_token", "auth_token", "api_key", "access_token")
 
 slot("scoring", "what is scored, and how")
@@ -158,8 +156,6 @@ def _refused(name: str) -> str | None:
             f"{name}=: lm_eval writes model_args into its log and results, so a secret must not stand there; remove it "
             "and set the environment variable HF_TOKEN (or run `hf auth login`)"
         )
-    if name in _LATER:
-        return f"{name}= ({_LATER[name]}) is not yet available; remove it"
     return None
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -174,11 +174,12 @@ class RagMixin(_Base):
             if marks:
                 check_complete(self.provenance(), retrieves=True)
             self._note(marks, requests)
-            if self.rag.pipeline.fusion.several:
-                return self._marginal(method, requests)
             bare = [self._writer.bare(request) for request in requests]
-        with clock(self._seconds, "scoring"):
-            answers = host(bare, **kwargs)
+        if self.rag.k > 0 and self.rag.pipeline.fusion.several:
+            answers = self._marginal(method, host, requests, kwargs)
+        else:
+            with clock(self._seconds, "scoring"):
+                answers = host(bare, **kwargs)
         if self._share is not None:
             self._seconds["scoring"] = self._share.seconds  # not the time in which others were evaluated
         if method == "loglikelihood":
@@ -186,13 +187,15 @@ class RagMixin(_Base):
                 self._ties.update(part)
         return answers
 
-    def _marginal(self, method: str, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Answers of a fusion that gives each document a prompt of its own.
+    def _marginal(
+        self, method: str, host: Any, requests: list[Any], kwargs: dict[str, Any]
+    ) -> list[tuple[float, bool]]:
+        """Answers of a fusion that gives each document a prompt of its own; what has one prompt goes to the host.
 
         Each token of a continuation is asked for as a request of one token, behind the document's prompt and the
-        tokens before it: that is what marginalising needs, any host can answer it, and with shared prefixes it costs
-        no more tokens than the continuations whole. The flag for the greedy continuation is True where it is the
-        greedy one under every document, and so under their mixture; False says that this isn't known.
+        tokens before it: that is what marginalising needs, any host that takes tokens can answer it, and with shared
+        prefixes it costs no more tokens than the continuations whole. The flag for the greedy continuation is True
+        where it is the greedy one under every document, and so under their mixture; False says that this isn't known.
 
         Raises:
             ArgumentError: something is to be generated.
@@ -203,47 +206,40 @@ class RagMixin(_Base):
                 "fusion=concat",
                 "the command",
             )
+        marks = [mark_on(request) for request in requests]
+        scores = [() if mark is None else mark.scores for mark in marks]
+        bare = [self._writer.bare(r) for r, apart in zip(requests, scores, strict=True) if not apart]
         tokens: list[Any] = []
-        sizes: list[list[int]] = []
-        for request in requests:
-            mark = mark_on(request)
-            prompts = (request.args[0],) if mark is None else mark.prompts
-            sizes.append([])
-            for prompt in prompts:
-                pair = (prompt, request.args[1])
-                before, after = self._encode_pair(*pair) if prompt else self._encode_alone(request.args[1])
+        sizes: list[list[int]] = []  # of each request with several prompts: tokens of its continuation behind each
+        for request, mark in zip(requests, marks, strict=True):
+            if mark is None or not mark.scores:
+                continue
+            pairs = [(prompt, request.args[1]) for prompt in mark.prompts]
+            encoded = [self._encode_pair(*pair) for pair in pairs]
+            for pair, (before, after) in zip(pairs, encoded, strict=True):
                 tokens += [(pair, [*before, *after[:place]], [token]) for place, token in enumerate(after)]
-                sizes[-1].append(len(after))
+            sizes.append([len(after) for _, after in encoded])
         with clock(self._seconds, "scoring"):
-            found = iter(self._loglikelihood_tokens(tokens, disable_tqdm=self._pass is not None))
-        answers = [
-            self._fused(request, [[next(found) for _ in range(size)] for size in each])
-            for request, each in zip(requests, sizes, strict=True)
+            whole = iter(host(bare, **kwargs) if bare else ())
+            found = iter(self._loglikelihood_tokens(tokens, disable_tqdm=self._pass is not None) if tokens else ())
+        parts = iter([[next(found) for _ in range(size)] for size in each] for each in sizes)
+        return [
+            self._fused(request, apart, next(parts)) if apart else next(whole)
+            for request, apart in zip(requests, scores, strict=True)
         ]
-        if self._share is not None:
-            self._seconds["scoring"] = self._share.seconds
-        for part in self.gather(ties(requests, answers)) or ():
-            self._ties.update(part)
-        return answers
 
-    def _fused(self, request: Any, parts: list[list[tuple[float, bool]]]) -> tuple[float, bool]:
+    def _fused(
+        self, request: Any, scores: Sequence[float], parts: list[list[tuple[float, bool]]]
+    ) -> tuple[float, bool]:
         """One answer from those of each token under each document."""
-        greedy = all(flag for part in parts for _, flag in part)
-        mark = mark_on(request)
-        if mark is None or not mark.scores:
-            return sum(score for score, _ in parts[0]), greedy
         if len({len(part) for part in parts}) > 1:
             raise ContextError(
                 f"{task_hook.where(request)}: behind different chunks the tokenizer cuts {request.args[1]!r} into "
                 "different tokens, so they can't be marginalised one by one; pass fusion=concat"
             )
         log_probs = np.array([[score for score, _ in part] for part in parts])
-        return self.rag.pipeline.fusion.combine(log_probs, mark.scores), greedy
-
-    def _encode_alone(self, continuation: str) -> tuple[list[int], list[int]]:
-        """Token ids of a continuation without a prompt, behind the prefix token, as lm_eval has them."""
-        ids = self.tok_encode(continuation, add_special_tokens=False)
-        return ([self.prefix_token_id], ids) if ids[:1] != [self.prefix_token_id] else (ids[:1], ids[1:])
+        together = self.rag.pipeline.fusion.combine(log_probs, scores)
+        return together, all(flag for part in parts for _, flag in part)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of a prompt and what follows it; in one pass over several cells, each pair is encoded once."""
