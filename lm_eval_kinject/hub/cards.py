@@ -264,6 +264,10 @@ def _settings(run: Run) -> list[tuple[str, Any]]:
     if run.outcome.get("learning_rate") is not None:
         values["learning_rate"] = run.outcome["learning_rate"]
     shown = [(key, values[key]) for key in _SHOWN if key in values and (run.is_adapter or key not in _ADAPTER_ONLY)]
+    replay = values.get("replay")  # a run of before there was replay has none; with a ratio of 0 it replays nothing
+    if replay and replay["ratio"]:
+        falling = f", times {replay['decay']:g} from epoch to epoch" if replay["decay"] != 1 else ""
+        shown.append(("replay", f"{replay['ratio']:g} documents of {replay['corpus']} for each{falling}"))
     more = ("updates", "tokens", "trainable_parameters")
     return shown + [(key.replace("_", " "), run.outcome[key]) for key in more if run.outcome.get(key) is not None]
 

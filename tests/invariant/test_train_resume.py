@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -72,6 +73,26 @@ def test_killed_at_every_kind_of_moment(place, tmp_path, method, deaths):
     # The updates before a checkpoint weren't made again: the log names each once.
     updates = [e["update"] for e in read_lines(tmp_path / "killed" / "log.jsonl") if "loss" in e]
     assert updates == list(range(1, len(updates) + 1))
+
+
+def test_killed_amid_replay(place, tmp_path):
+    """Each epoch draws older texts of its own; whoever resumes in the second one draws the same."""
+    rows = [{"id": f"o{i}", "text": f"In the year {1900 + i} the mill at the river was sold."} for i in range(9)]
+    (tmp_path / "past.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replay = {"corpus": str(tmp_path / "past.jsonl"), "ratio": 0.5, "decay": 0.7}
+    recipe = recipe_of(place, "replay", replay=replay)
+    assert run(recipe, tmp_path / "whole") == 0
+    record = read_json(tmp_path / "whole" / "kinject.json")
+    first = record["data"]["epoch_tokens"] + record["replay"]["tokens"] * 6 // 10  # of 6 and 4 texts, much alike
+    after = first // (4 * 16) + 2  # an update of the second epoch
+    assert run(recipe, tmp_path / "killed", kill=f"update {after}") == -signal.SIGKILL
+    assert run(recipe, tmp_path / "killed", kill="between old and new", resume=True) == -signal.SIGKILL
+    (tmp_path / "past.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(TrainingError, match=r"work is another one: its replay corpus differ"):
+        train(recipe, out=tmp_path / "killed", resume=True)
+    (tmp_path / "past.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(recipe, tmp_path / "killed", resume=True) == 0
+    same(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_killed_at_some_moment(place, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from kinject_trainer.recipe import to_run_again
+from kinject_trainer.recipe import OLDER_NEWS, to_run_again
 
 __all__ = ["write_card"]
 
@@ -21,6 +21,9 @@ before the training, and the adapter makes up for the difference; on other weigh
 them anew when it loads the adapter (`init_lora_weights` in `adapter_config.json`), for which it needs bitsandbytes,
 scipy and a GPU; this project's tests don't run that.
 """
+
+
+_REPLAYED_RECALL = "The recall asks for facts of the older news that was replayed: it was read again, not only kept.\n"
 
 
 def write_card(record: Mapping[str, Any]) -> str:
@@ -53,15 +56,31 @@ def _what(record: Mapping[str, Any]) -> str:
         f"goes into a model's weights, to compare with retrieval. It was not made to be useful or safe in other ways, "
         f"and what it says about the corpus can be wrong.\n\n"
         f"Corpus fingerprint `{corpus['fingerprint'][:16]}`, licence: {corpus.get('licence') or 'not stated'}.\n"
+        + _replay(record)
+    )
+
+
+def _replay(record: Mapping[str, Any]) -> str:
+    replay = record.get("replay")
+    if replay is None:
+        return ""
+    said, corpus = record["recipe"]["replay"], replay["corpus"]
+    falling = f", times {said['decay']:g} from epoch to epoch" if said["decay"] != 1 else ""
+    return (
+        f"\nOlder texts were replayed so that less is forgotten: {said['ratio']:g} documents of `{corpus['name']}` for "
+        f"each document of an epoch{falling}, drawn anew each epoch and spread evenly over it; "
+        f"{replay['tokens']:,} of the tokens trained on. Fingerprint `{corpus['fingerprint'][:16]}`, licence: "
+        f"{corpus.get('licence') or 'not stated'}.\n"
     )
 
 
 def _figures(record: Mapping[str, Any]) -> str:
-    outcome, data = record["outcome"], record["data"]
+    outcome, data, replay = record["outcome"], record["data"], record.get("replay")
+    epochs = outcome["tokens"] / data["epoch_tokens"] if replay is None else replay["epochs"]
     rows = [
-        ("tokens an epoch", f"{data['epoch_tokens']:,}"),
+        ("tokens an epoch" + (" (without replay)" if replay else ""), f"{data['epoch_tokens']:,}"),
         ("tokens trained on", f"{outcome['tokens']:,}"),
-        ("epochs", f"{outcome['tokens'] / data['epoch_tokens']:.2f}"),
+        ("epochs", f"{epochs:.2f}"),
         ("updates", f"{outcome['updates']:,}"),
         ("blocks an update", f"{record['recipe']['global_batch']} of {record['recipe']['block_size']} tokens"),
         ("learning rate", f"{outcome['learning_rate']:g}"),
@@ -74,6 +93,7 @@ def _figures(record: Mapping[str, Any]) -> str:
         "## Training\n\n"
         + _table(("", ""), rows)
         + "\nLosses are nats a token. The validation texts are further wordings of chunks that were trained on.\n"
+        + ("Training losses are over what is replayed, too.\n" if replay else "")
         + picture
     )
 
@@ -89,7 +109,13 @@ def _forgetting(record: Mapping[str, Any]) -> str:
         "## Forgetting\n\n"
         + _table(("", "before", "after"), rows)
         + f"\nGeneral text: {record['general_text']}; none of it is trained on.\n"
+        + (_REPLAYED_RECALL if _replays_the_old_world(record) and after["recall"] is not None else "")
     )
+
+
+def _replays_the_old_world(record: Mapping[str, Any]) -> bool:
+    """Whether what the recall asks for was trained on again."""
+    return "replay" in record and record["replay"]["corpus"]["name"] == OLDER_NEWS
 
 
 def _trials(record: Mapping[str, Any]) -> str:

@@ -22,10 +22,10 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from kinject_trainer.base import Base, check_fit, find_base, load_tokenizer, skeleton, tokenizer_fingerprint
 from kinject_trainer.card import write_card
 from kinject_trainer.checkpoints import claim, complete, refuse_another
-from kinject_trainer.data import Demarcation, Stream, build_store, cut, encoder
+from kinject_trainer.data import Demarcation, Replayed, Stream, build_store, cut, encoder
 from kinject_trainer.documents import Texts, open_corpus
 from kinject_trainer.errors import TrainingError
-from kinject_trainer.estimate import Estimate, estimate, run_tokens
+from kinject_trainer.estimate import Estimate, estimate, replay_notes, run_tokens
 from kinject_trainer.failures import told_of_a_full_disk
 from kinject_trainer.forgetting import general_text_fingerprint, make_gauge
 from kinject_trainer.plot import draw
@@ -172,7 +172,11 @@ def _prepare(
     key = [identity["corpus"], identity["tokenizer"], recipe.wordings, recipe.chunks]
     with state.main_process_first():
         store = build_store(work / "tokens", texts.training(), encode, key)
-    total = run_tokens(recipe, texts, int(store.starts[-1]), lambda text: len(encode(text)))
+        replay = _replayed(recipe, texts, encode, identity, work)
+    stream = Stream(store, recipe.order_seed, recipe.block_size, 0, replay)
+    stream.total = run_tokens(recipe, texts, stream, lambda text: len(encode(text)))
+    for note in replay_notes(stream):
+        tell(note)
     micro, _ = recipe.accumulation(state.num_processes)
     validation = cut((encode(text) for text in texts.validation()), recipe.block_size)
     if not validation and len(recipe.rates) > 1:
@@ -184,17 +188,30 @@ def _prepare(
         recipe=recipe,
         base=base,
         tokenizer=tokenizer,
-        stream=Stream(store, recipe.order_seed, recipe.block_size, total),
+        stream=stream,
         validation=validation,
         gauge=make_gauge(recipe, tokenizer, micro),
         identity=identity,
     )
 
 
+def _replayed(
+    recipe: Recipe, texts: Texts, encode: Callable[[str], list[int]], identity: Mapping[str, Any], work: Path
+) -> Replayed | None:
+    """The replay corpus, tokenized."""
+    if texts.older is None or recipe.replays is None:
+        return None
+    key = [identity["replay corpus"], identity["tokenizer"]]
+    store = build_store(work / "replay", texts.older.wordings, encode, key)
+    return Replayed(store, recipe.replays.ratio, recipe.replays.decay)
+
+
 def _identity(recipe: Recipe, base: Base, texts: Texts, tokenizer: str) -> dict[str, Any]:
     """What a checkpoint's run is: equal for whoever may go on with it."""
     corpus = {k: texts.provenance.get(k) for k in ("fingerprint", "paraphrases", "validation")}
     made = {"base model": base.identity, "tokenizer": tokenizer, "corpus": corpus, **recipe.effective()}
+    if texts.older is not None:
+        made["replay corpus"] = texts.older.provenance["fingerprint"]
     text = general_text_fingerprint(recipe)
     return made if text is None else {**made, "general text": text}
 
@@ -274,7 +291,7 @@ def _record(
 ) -> dict[str, Any]:
     stream, gauge = materials.stream, materials.gauge
     store = stream.store
-    return {
+    made = {
         "recipe": materials.recipe.public(),
         "recipe_fingerprint": materials.recipe.fingerprint(),
         "identity": dict(materials.identity),
@@ -297,3 +314,11 @@ def _record(
         "files": {"picture": "loss.png" if drawn else None, "log": "log.jsonl"},
         "environment": environment(),
     }
+    if texts.older is not None and stream.replay is not None:
+        made["replay"] = {
+            "corpus": dict(texts.older.provenance),
+            "documents_of_the_first_epoch": stream.replay.count(0, len(store)),
+            "tokens": stream.replayed_tokens(),
+            "epochs": stream.epochs_of(stream.total),
+        }
+    return made

@@ -15,13 +15,19 @@ Block n is a function of (store, seed, n): nothing is drawn while training, so a
 
 An epoch holds every wording of every chunk once. It runs through the chunks as many times as there are wordings, each
 time in another order and with another wording of each: two wordings of a chunk are always about a whole pass apart.
+
+With replay, some documents of an older corpus stand evenly among those of each epoch, drawn anew for each; the epoch's
+own documents keep their order. Epochs then differ in length, and where each begins is worked out, not multiplied.
 """
 
 from __future__ import annotations
 
+import bisect
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +41,7 @@ from kinject_trainer.documents import Wording
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.provenance import fingerprint, publish_folder, read_json, write_json
 
-__all__ = ["IDLE", "Blocks", "Demarcation", "Plan", "Store", "Stream", "build_store", "collate", "cut"]
+__all__ = ["IDLE", "Blocks", "Demarcation", "Plan", "Replayed", "Store", "Stream", "build_store", "collate", "cut"]
 
 Ints = npt.NDArray[np.int64]
 IDLE = -1
@@ -111,6 +117,12 @@ class Store:
     def lengths(self) -> Ints:
         """Tokens of each document."""
         return np.diff(self.starts)
+
+    @classmethod
+    def of_lengths(cls, lengths: Sequence[int]) -> Store:
+        """Documents of which only the lengths are known: good for counting, not for reading."""
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        return cls(np.empty(0, dtype=np.uint32), starts, np.arange(len(lengths), dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -212,6 +224,54 @@ def epoch_order(chunks: Ints, seed: int, epoch: int) -> Ints:
     return np.lexsort((_hash(documents, seed, epoch, 1), passes))
 
 
+@dataclass(frozen=True)
+class Replayed:
+    """Documents of an older corpus that are mixed into each epoch, a subset drawn anew for each.
+
+    Attributes:
+        store: the older documents.
+        ratio: of them in the first epoch, for each document that is trained on.
+        decay: factor on the ratio from one epoch to the next; 1: none.
+    """
+
+    store: Store
+    ratio: float
+    decay: float = 1.0
+
+    def count(self, epoch: int, documents: int) -> int:
+        """⌊ratio · decay^epoch · documents⌋, of the decimals as they are written: .29 of 100 documents are 29."""
+        return math.floor(Fraction(str(self.ratio)) * Fraction(str(self.decay)) ** epoch * documents)
+
+    def drawn(self, seed: int, epoch: int, wanted: int) -> Ints:
+        """The documents of one epoch, in random order.
+
+        Where more are wanted than there are, all of them come again, each time in another order: no document comes
+        twice before every other has come once.
+
+        Args:
+            seed: of the order.
+            epoch: from 0.
+            wanted: how many.
+
+        Returns:
+            Indices into the store, [wanted].
+        """
+        numbers = np.arange(len(self.store), dtype=np.int64)
+        turns, rest = divmod(wanted, len(numbers))
+        # 0 and 1 name the draws of `epoch_order`.
+        orders = [np.argsort(_hash(numbers, seed, epoch, 2 + t), kind="stable") for t in range(turns + (rest > 0))]
+        return np.concatenate([*orders, numbers[:0]])[:wanted]
+
+
+def _interleaved(own: Ints, replayed: Ints) -> Ints:
+    """Two sequences as one, each evenly spread over it and in its own order.
+
+    Document i of n stands at (i + ½)/n of the way. The places are compared as whole numbers, so that they are exact.
+    """
+    places = [(2 * np.arange(len(a), dtype=np.int64) + 1) * len(b) for a, b in ((own, replayed), (replayed, own))]
+    return np.concatenate([own, replayed])[np.argsort(np.concatenate(places), kind="stable")]
+
+
 @dataclass
 class Stream:
     """A run's tokens, epoch after epoch, as blocks.
@@ -221,18 +281,77 @@ class Stream:
         seed: of the order.
         block_size: tokens of every block but the run's last.
         total: tokens of the whole run.
+        replay: older documents among them; None: there are none.
     """
 
     store: Store
     seed: int
     block_size: int
     total: int
+    replay: Replayed | None = None
     _epochs: dict[int, tuple[Ints, Ints]] = field(default_factory=dict, repr=False)
+    _starts: list[int] = field(default_factory=lambda: [0], repr=False)  # tokens before each epoch, as far as asked for
 
     @property
     def epoch_tokens(self) -> int:
-        """Tokens of one epoch."""
+        """Tokens of one epoch of the store's documents, without what is replayed."""
         return int(self.store.starts[-1])
+
+    def start_of(self, epoch: int) -> int:
+        """Tokens before an epoch."""
+        if self.replay is None:
+            return epoch * self.epoch_tokens
+        while len(self._starts) <= epoch:
+            replayed = self._replayed(len(self._starts) - 1)
+            self._starts.append(self._starts[-1] + self.epoch_tokens + int(self.replay.store.lengths[replayed].sum()))
+        return self._starts[epoch]
+
+    def tokens_of(self, epochs: float) -> int:
+        """Tokens of so many epochs from the start, with what is replayed in them."""
+        if self.replay is None:
+            return round(epochs * self.epoch_tokens)
+        whole = math.floor(epochs)
+        return self.start_of(whole) + round((epochs - whole) * (self.start_of(whole + 1) - self.start_of(whole)))
+
+    def epochs_of(self, tokens: int) -> float:
+        """Epochs that so many tokens from the start are, with what is after the point."""
+        if self.replay is None:
+            return tokens / self.epoch_tokens
+        epoch, offset = self._place(tokens)
+        return epoch + offset / (self.start_of(epoch + 1) - self.start_of(epoch))
+
+    def an_epoch_before(self, tokens: int) -> int:
+        """Where the last epoch before a place begins, in tokens from the start; below 0 or 0: it begins the run."""
+        if self.replay is None:
+            return tokens - self.epoch_tokens
+        return self.tokens_of(max(0.0, self.epochs_of(tokens) - 1))
+
+    def replayed_tokens(self) -> int:
+        """How many of the run's tokens are replayed."""
+        if self.replay is None:
+            return 0
+        found, epoch = 0, 0
+        while self.start_of(epoch) < self.total:
+            order, ends = self._epoch(epoch)
+            lengths = np.diff(ends, prepend=0)
+            inside = np.clip(self.total - self.start_of(epoch) - (ends - lengths), 0, lengths)
+            found += int(inside[order >= len(self.store)].sum())
+            epoch += 1
+        return found
+
+    def _place(self, tokens: int) -> tuple[int, int]:
+        """(epoch, tokens of it that come before) of a place in the run."""
+        if self.replay is None:
+            return divmod(tokens, self.epoch_tokens)
+        while self._starts[-1] <= tokens:
+            self.start_of(len(self._starts))
+        epoch = bisect.bisect_right(self._starts, tokens) - 1
+        return epoch, tokens - self._starts[epoch]
+
+    def _replayed(self, epoch: int) -> Ints:
+        if self.replay is None:
+            return np.empty(0, dtype=np.int64)
+        return self.replay.drawn(self.seed, epoch, self.replay.count(epoch, len(self.store)))
 
     @property
     def full_blocks(self) -> int:
@@ -255,23 +374,32 @@ class Stream:
     def _read(self, start: int, end: int) -> npt.NDArray[np.int64]:
         parts = []
         while start < end:
-            epoch, offset = divmod(start, self.epoch_tokens)
+            epoch, offset = self._place(start)
             order, ends = self._epoch(epoch)
             place = int(np.searchsorted(ends, offset, side="right"))
             document = int(order[place])
             left = int(ends[place]) - offset  # tokens of this document that are still to come
-            here = int(self.store.starts[document + 1]) - left
+            store = self.store
+            if self.replay is not None and document >= len(store):
+                store, document = self.replay.store, document - len(store)
+            here = int(store.starts[document + 1]) - left
             count = min(left, end - start)
-            parts.append(self.store.tokens[here : here + count])
+            parts.append(store.tokens[here : here + count])
             start += count
         return np.concatenate(parts).astype(np.int64)
 
     def _epoch(self, epoch: int) -> tuple[Ints, Ints]:
-        """The epoch's documents in order, and where each ends, in tokens from the epoch's start."""
+        """The epoch's documents in order, and where each ends, in tokens from the epoch's start.
+
+        Those that are replayed are numbered on from the store's.
+        """
         if epoch not in self._epochs:
-            order = epoch_order(np.asarray(self.store.chunks), self.seed, epoch)
+            order, lengths = epoch_order(np.asarray(self.store.chunks), self.seed, epoch), self.store.lengths
+            if self.replay is not None:
+                order = _interleaved(order, self._replayed(epoch) + len(lengths))
+                lengths = np.concatenate([lengths, self.replay.store.lengths])
             kept = {e: v for e, v in self._epochs.items() if e == epoch - 1}  # a block may lie across the border
-            self._epochs = {**kept, epoch: (order, np.cumsum(self.store.lengths[order]))}
+            self._epochs = {**kept, epoch: (order, np.cumsum(lengths[order]))}
         return self._epochs[epoch]
 
 

@@ -6,25 +6,26 @@ does not do: it cuts no blocks and knows no tokenizer.
 
 The one idea: a training document is one *wording* of one chunk, (chunk, number, text), where number 0 is the original;
 documents are read in passes over files and never collected, so a corpus may be larger than memory (``stream: true``).
+What is replayed is the exception: its chunks are held.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kinject_trainer.recipe import Recipe
+from kinject_trainer.recipe import OLDER_NEWS, Recipe
 from lm_eval_kinject.corpus import Corpus, bundled_corpora, load_corpus
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.plugin import tasks_dir
-from lm_eval_kinject.provenance import fingerprint, fingerprint_file
+from lm_eval_kinject.provenance import fingerprint, fingerprint_file, fingerprint_records
 
-__all__ = ["Texts", "Wording", "open_corpus"]
+__all__ = ["Older", "Texts", "Wording", "open_corpus"]
 
 _ROW_FILES = (".parquet", ".jsonl")
 _SHORTEST_REVISION = 8  # hexadecimal digits of a fingerprint that may name a corpus
@@ -46,6 +47,19 @@ _Originals = Callable[[], Iterator[Wording]]
 """Gives the chunks anew at each call."""
 
 
+@dataclass(frozen=True)
+class Older:
+    """The texts of which some are replayed in each epoch.
+
+    Attributes:
+        provenance: what names them in results: plain, path-free; ``fingerprint`` is of their content.
+        wordings: all of them.
+    """
+
+    provenance: Mapping[str, Any]
+    wordings: Sequence[Wording]
+
+
 @dataclass
 class Texts:
     """The texts of one run.
@@ -53,6 +67,7 @@ class Texts:
     Attributes:
         provenance: what names them in results: plain, path-free.
         notes: what a user should be told about them.
+        older: texts to replay; None: nothing is.
     """
 
     provenance: dict[str, Any]
@@ -61,6 +76,7 @@ class Texts:
     _wordings_file: Path | None
     _validation_file: Path | None
     notes: list[str] = field(default_factory=list)
+    older: Older | None = None
 
     def training(self, paraphrases: int | None = None) -> Iterator[Wording]:
         """The originals, then the paraphrases, each in the order of its file.
@@ -103,7 +119,8 @@ class Texts:
         """Held-out wordings of chunks that are trained on; empty where there are none.
 
         Raises:
-            CorpusError: one of them is also a training text, which would make the loss on it worthless.
+            CorpusError: one of them is also a training text, or one to replay, which would make the loss on it
+                worthless.
         """
         if self._validation_file is None:
             return []
@@ -112,12 +129,13 @@ class Texts:
             trained.add(_digest(wording.text))
             trained.add(_digest(wording.text.partition("\n")[2]))  # without its title, as validation texts are
             chunks.add(wording.chunk)
+        trained |= {_digest(wording.text) for wording in (self.older.wordings if self.older else ())}
         rows = [row for row in _rows(self._validation_file) if row.chunk in chunks]
         leaked = [row.chunk for row in rows if _digest(row.text) in trained]
         if leaked:
             raise CorpusError(
                 f"{len(leaked)} validation texts (such as one of chunk {leaked[0]}) are training texts, too: remove "
-                f"them from {self._validation_file.name}."
+                f"them from {self._validation_file.name}{' or from what is replayed' if self.older else ''}."
             )
         # By number first: two wordings of one chunk are then far apart, and the second can't be copied from the first.
         return [row.text for row in sorted(rows, key=lambda row: row.number)]
@@ -166,7 +184,7 @@ def open_corpus(recipe: Recipe) -> Texts:
         notes.append("no validation set beside the corpus: no validation loss is measured")
     for name, file in (("paraphrases", paraphrases), ("validation", validation)):
         provenance[name] = None if file is None else fingerprint_file(file)
-    return Texts(provenance, recipe.wordings, originals, paraphrases, validation, notes)
+    return Texts(provenance, recipe.wordings, originals, paraphrases, validation, notes, _older(recipe))
 
 
 # The chunks -----------------------------------------------------------------------------------------------------------
@@ -233,6 +251,37 @@ def _streamed(recipe: Recipe) -> tuple[_Originals, dict[str, Any]]:
 
     source = f"{len(files)} streamed files"
     return originals, {"name": path.stem, "fingerprint": found, "source": source, "trained_on": recipe.chunks}
+
+
+# What is replayed -----------------------------------------------------------------------------------------------------
+
+
+def _older(recipe: Recipe) -> Older | None:
+    """All chunks of the replay corpus."""
+    if recipe.replays is None:
+        return None
+    if recipe.replays.corpus == OLDER_NEWS:
+        return _older_news()
+    corpus = load_corpus(recipe.replays.corpus)
+    wordings = [
+        Wording(chunk.id, 0, f"{chunk.title}\n{chunk.text}" if chunk.title else chunk.text) for chunk in corpus.chunks
+    ]
+    return Older(corpus.provenance(), wordings)
+
+
+def _older_news() -> Older:
+    from kinject_trainer.reader.mixture import RECALL_SEED, older_news
+
+    wordings = [Wording(event, number, text) for event, number, text in older_news()]
+    provenance = {
+        "name": OLDER_NEWS,
+        "fingerprint": fingerprint_records(list(wording[:3]) for wording in wordings),
+        "chunks": len(wordings),
+        "source": "older news that the embedded reader was trained on",
+        "revision": f"seed {RECALL_SEED}",
+        "licence": "cc0-1.0",
+    }
+    return Older(provenance, wordings)
 
 
 # Files beside the corpus ----------------------------------------------------------------------------------------------

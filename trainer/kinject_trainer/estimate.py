@@ -19,13 +19,13 @@ from huggingface_hub.errors import RevisionNotFoundError
 from transformers import AutoConfig, PretrainedConfig
 
 from kinject_trainer.base import READER, Base, find_base, is_hub_id, known_config, load_tokenizer, skeleton
-from kinject_trainer.data import Demarcation, Plan, encoder
+from kinject_trainer.data import Demarcation, Plan, Replayed, Store, Stream, encoder
 from kinject_trainer.documents import Texts
 from kinject_trainer.recipe import ADAPTERS, UNTESTED, Recipe, untested
 from lm_eval_kinject.errors import ModelError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 
-__all__ = ["Estimate", "Reading", "estimate", "reading", "speed"]
+__all__ = ["Estimate", "Reading", "estimate", "reading", "replay_notes", "run_tokens", "speed"]
 
 _CHARACTERS_A_TOKEN = 3.6  # English news under a vocabulary of 32,000; names cost more than prose
 _WITHOUT_WEIGHTS = ("*.json", "*.txt", "tokenizer*", "*.model")
@@ -37,7 +37,11 @@ _PRODUCT = {"cpu": 512, "cuda": 4096}  # a GPU isn't filled by less
 
 @dataclass(frozen=True)
 class Estimate:
-    """A dry run's figures. ``tokens_estimated`` says that they rest on counts of characters, not on the tokenizer."""
+    """A dry run's figures. ``tokens_estimated`` says that they rest on counts of characters, not on the tokenizer.
+
+    ``documents`` and ``epoch_tokens`` are the corpus's own; ``tokens`` has what is replayed in it. ``replay`` names
+    what is replayed, ``replayed_documents`` are those of the first epoch, ``replayed_tokens`` those of the whole run.
+    """
 
     documents: int
     epoch_tokens: int
@@ -55,6 +59,9 @@ class Estimate:
     gigabytes: float
     gigabytes_from: str
     notes: tuple[str, ...]
+    replay: str = ""
+    replayed_documents: int = 0
+    replayed_tokens: int = 0
 
     def lines(self) -> list[str]:
         """For people."""
@@ -69,6 +76,7 @@ class Estimate:
         return [
             f"documents    {self.documents:,} an epoch",
             f"tokens       {about}{self.epoch_tokens:,} an epoch, {about}{self.tokens:,} in all{label}",
+            *([f"replay       {self._replay(about)}"] if self.replay else []),
             f"blocks       {about}{self.blocks:,}",
             f"updates      {about}{self.updates:,}{runs}",
             f"batch        {self.micro} blocks a forward pass, {self.accumulation} passes an update and process",
@@ -77,6 +85,10 @@ class Estimate:
             f"memory       roughly {self.gigabytes:.1f} GB a process (estimated: {self.gigabytes_from})",
             *(f"note         {note}" for note in self.notes),
         ]
+
+    def _replay(self, about: str) -> str:
+        of_all = f"{about}{self.replayed_tokens:,} of the tokens in all"
+        return f"{self.replayed_documents:,} documents of {self.replay} in the first epoch, {of_all}"
 
 
 def _duration(seconds: float) -> str:
@@ -95,10 +107,9 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
     base, config = _config(recipe, notes)
     count, estimated, marks = _counter(base)
     notes += [marks] if marks else []
-    documents, epoch_tokens = 0, 0
-    for wording in texts.training():
-        documents, epoch_tokens = documents + 1, epoch_tokens + count(wording.text)
-    tokens = run_tokens(recipe, texts, epoch_tokens, count)
+    stream = _counted(recipe, texts, count)
+    tokens, documents = stream.total, len(stream.store)
+    notes += replay_notes(stream)
     micro, accumulation = recipe.accumulation(recipe.processes)
     plan = Plan.of(tokens, recipe.block_size, recipe.global_batch, micro, accumulation, recipe.processes)
     model = skeleton(config, recipe)
@@ -110,7 +121,7 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
         notes.append(untested(recipe))
     return Estimate(
         documents=documents,
-        epoch_tokens=epoch_tokens,
+        epoch_tokens=stream.epoch_tokens,
         tokens=tokens,
         tokens_estimated=estimated,
         blocks=-(-tokens // recipe.block_size),
@@ -125,14 +136,50 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
         gigabytes=memory / 1e9,
         gigabytes_from=sharing,
         notes=tuple(notes),
+        replay="" if texts.older is None else str(texts.older.provenance["name"]),
+        replayed_documents=0 if stream.replay is None else stream.replay.count(0, documents),
+        replayed_tokens=stream.replayed_tokens(),
     )
 
 
-def run_tokens(recipe: Recipe, texts: Texts, epoch_tokens: int, count: Callable[[str], int]) -> int:
-    """Tokens of the whole run: epochs of what is trained on, or of as much text as more paraphrases would give."""
+def _counted(recipe: Recipe, texts: Texts, count: Callable[[str], int]) -> Stream:
+    """The run's stream, of which nothing but the documents' lengths is known."""
+    store = Store.of_lengths([count(wording.text) for wording in texts.training()])
+    replay = None
+    if texts.older is not None and recipe.replays is not None:
+        lengths = [count(wording.text) for wording in texts.older.wordings]
+        replay = Replayed(Store.of_lengths(lengths), recipe.replays.ratio, recipe.replays.decay)
+    stream = Stream(store, recipe.order_seed, recipe.block_size, 0, replay)
+    stream.total = run_tokens(recipe, texts, stream, count)
+    return stream
+
+
+def run_tokens(recipe: Recipe, texts: Texts, stream: Stream, count: Callable[[str], int]) -> int:
+    """Tokens of the whole run: epochs of what is trained on, or of as much text as more paraphrases would give.
+
+    Args:
+        recipe: says which.
+        texts: of the run.
+        stream: of the run; its ``total`` is not looked at.
+        count: tokens of a text.
+    """
+    tokens = stream.tokens_of(recipe.epochs)
     if recipe.equal_updates_to_paraphrases is not None:
         epoch_tokens = sum(count(w.text) for w in texts.training(recipe.equal_updates_to_paraphrases))
-    return max(2, round(recipe.epochs * epoch_tokens))  # less has nothing to predict
+        tokens = round(recipe.epochs * epoch_tokens)
+    return max(2, tokens)  # less has nothing to predict
+
+
+def replay_notes(stream: Stream) -> list[str]:
+    """What a user should know of a replay that is not what it seems: nothing fresh is left, or nothing is replayed."""
+    if stream.replay is None:
+        return []
+    wanted, there = stream.replay.count(0, len(stream.store)), len(stream.replay.store)
+    if not wanted:
+        return ["replay: its ratio is below one document of the first epoch, so nothing is replayed"]
+    if wanted > there:
+        return [f"replay: the first epoch takes {wanted:,} documents of {there:,}, so some come more than once in it"]
+    return []
 
 
 def _config(recipe: Recipe, notes: list[str]) -> tuple[Base | None, PretrainedConfig]:

@@ -29,12 +29,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, V
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.provenance import fingerprint
 
-__all__ = ["ADAPTERS", "UNTESTED", "Recipe", "Search", "load_recipe", "recipes_dir", "to_run_again", "untested"]
+__all__ = [
+    "ADAPTERS",
+    "OLDER_NEWS",
+    "UNTESTED",
+    "Recipe",
+    "Replay",
+    "Search",
+    "load_recipe",
+    "recipes_dir",
+    "to_run_again",
+    "untested",
+]
 
 Method = Literal["lora", "rslora", "full", "dora", "qlora", "loftq"]
 ADAPTERS = ("lora", "rslora", "dora", "qlora", "loftq")
 UNTESTED = ("dora", "qlora", "loftq")
 """Methods handed through to PEFT; this project's tests don't run them."""
+
+OLDER_NEWS = "newswire-older"
+"""The replay corpus that is no file: the older news that the embedded reader was trained on."""
 
 _NEEDS = {"qlora": ("bitsandbytes",), "loftq": ("bitsandbytes", "scipy")}
 _ONLY_ADAPTERS = ("rank", "alpha", "dropout", "targets", "peft")
@@ -95,6 +109,18 @@ class Search(_Strict):
         return tuple(float(f"{self.low * math.exp(i * step):.3g}") for i in range(self.trials))
 
 
+class Replay(_Strict):
+    """Older texts mixed into each epoch, drawn anew for each, so that what was known is not forgotten.
+
+    Epoch e = 0, 1, … holds ⌊ratio · decay^e · D⌋ of them, where D is the documents of an epoch, wordings included. With
+    a decay below 1 this is Mix-review; CKL's code has ratio 4 for T5 and 1 for GPT-2, and decay .7.
+    """
+
+    corpus: str = Field(description="`newswire-older` (what the reader recalls), or what `kinject corpus` takes")
+    ratio: float = Field(default=1.0, ge=0, le=1000, description="of them for each document, in the first epoch")
+    decay: float = Field(default=1.0, gt=0, le=1, description="factor on the ratio from epoch to epoch")
+
+
 def _rate(value: Any) -> Any:
     """YAML 1.1 reads ``1e-5`` as a string; a number is what was meant."""
     if isinstance(value, str):
@@ -121,6 +147,8 @@ class Recipe(_Strict):
 
     variant: Literal["ft-reg", "ft-par"] = Field(description="originals alone, or with paraphrases")
     paraphrases: int | None = Field(default=None, ge=0, le=100, description="per chunk; default 10 for ft-par")
+
+    replay: Replay | None = Field(default=None, description="older texts among those of each epoch")
 
     method: Method = Field(default="lora", description="full fine-tuning, or a kind of adapter")
     rank: int = Field(default=16, ge=1, le=4096, description="of the adapter")
@@ -168,6 +196,11 @@ class Recipe(_Strict):
         return 10 if self.paraphrases is None else self.paraphrases
 
     @property
+    def replays(self) -> Replay | None:
+        """What is replayed; None where nothing is, be it by a ratio of 0."""
+        return self.replay if self.replay is not None and self.replay.ratio else None
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """The learning rates to train with, one run each."""
         found = self.learning_rate
@@ -186,14 +219,16 @@ class Recipe(_Strict):
         """As `plain`, fit to publish: of a path on this disk only the last name is left."""
         made = self.plain()
         for key in _PLACES:
-            if made[key] is not None and Path(made[key]).expanduser().exists():
-                made[key] = Path(made[key]).expanduser().resolve().name
+            made[key] = None if made[key] is None else _last_name(made[key])
+        if made["replay"] is not None:
+            made["replay"]["corpus"] = _last_name(made["replay"]["corpus"])
         return made
 
     def fingerprint(self) -> str:
         """Of all keys but those that say how a run is divided and kept, and its name."""
         made = {**self.public(), **self._settled()}
-        return fingerprint({k: v for k, v in made.items() if k not in _WITHOUT_EFFECT})
+        left_out = {*_WITHOUT_EFFECT, *self._without_replay()}
+        return fingerprint({k: v for k, v in made.items() if k not in left_out})
 
     def _settled(self) -> dict[str, Any]:
         """Keys that can say one thing in several ways, each in one of them: equal recipes have equal names."""
@@ -203,11 +238,17 @@ class Recipe(_Strict):
             "data_seed": None if self.data_seed == self.seed else self.data_seed,
         }
 
+    def _without_replay(self) -> set[str]:
+        """A recipe that replays nothing has the name that it had before there was replay."""
+        return set() if self.replays else {"replay"}
+
     def effective(self) -> dict[str, Any]:
         """The keys that say how the weights come about, not from what: `_NAMED_BY_CONTENT` has fingerprints instead."""
         # A search is the sum of its trials; a checkpoint belongs to one of them, and names its own rate.
-        left_out = {*_WITHOUT_EFFECT, *_NAMED_BY_CONTENT, "learning_rate"}
+        left_out = {*_WITHOUT_EFFECT, *_NAMED_BY_CONTENT, *self._without_replay(), "learning_rate"}
         made = {**self.plain(), **self._settled()}
+        if self.replay is not None:
+            made["replay"] = {"ratio": self.replay.ratio, "decay": self.replay.decay}  # its corpus by its content
         return {**{k: v for k, v in made.items() if k not in left_out}, "learning_rates": list(self.rates)}
 
     def accumulation(self, processes: int) -> tuple[int, int]:
@@ -233,6 +274,12 @@ class Recipe(_Strict):
     def where(self) -> str:
         """How errors name this recipe."""
         return f"the recipe {self.name or 'at hand'}"
+
+
+def _last_name(place: str) -> str:
+    """Of a path on this disk its last name; anything else as it is."""
+    path = Path(place).expanduser()
+    return path.resolve().name if place != OLDER_NEWS and path.exists() else place
 
 
 def to_run_again(public: Mapping[str, Any]) -> dict[str, Any]:
@@ -381,6 +428,7 @@ _WANTED = {
     "betas": "a list of two numbers from 0 to below 1, such as [0.9, 0.999]",
     "checkpoint_every": "a whole number of updates, `epoch` or `never`",
     "validate_every": "a whole number of updates, `epoch` or `never`",
+    "replay": "what to replay and how much of it ({corpus: …, ratio: 1, decay: 1})",
 }
 """What keys of several types take: the checker's own messages speak of each type by itself."""
 
@@ -395,16 +443,17 @@ def _readable(invalid: ValidationError) -> list[str]:
             continue  # a search was meant, and is complained of by itself
         if inner[:1] == ["Search"] and len(inner) > 1:
             inner = inner[1:]
-        elif key in _WANTED:
+        elif key in _WANTED and not (key == "replay" and inner):
             problems.setdefault(key, f"{key}: must be {_WANTED[key]}")
             continue
         place = ".".join([key, *inner])
         if error["type"] == "extra_forbidden":
-            known = Search.model_fields if inner else Recipe.model_fields
+            known = (Replay if key == "replay" else Search).model_fields if inner else Recipe.model_fields
             near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
             problems[place] = f"{place}: no such key; {f'did you mean {near[0]}?' if near else 'remove it'}"
         elif error["type"] == "missing":
-            problems[place] = f"{place}: missing; give {Recipe.model_fields[key].description}"
+            known = Replay.model_fields if inner else Recipe.model_fields  # no other part has a key that must be given
+            problems[place] = f"{place}: missing; give {known[path[-1]].description}"
         else:
             problems[place] = f"{place}: {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
     return list(problems.values())
@@ -422,6 +471,10 @@ def _combinations(recipe: Recipe) -> list[str]:
     more = recipe.equal_updates_to_paraphrases
     if more is not None and more <= recipe.wordings:
         problems.append(f"equal_updates_to_paraphrases {more}: must be more than the {recipe.wordings} trained on")
+    if more is not None and recipe.replays:
+        problems.append(
+            "replay with equal_updates_to_paraphrases: both settle how long the run is; give epochs instead"
+        )
     if recipe.method == "qlora" and recipe.precision == "fp32":
         problems.append("method qlora computes in bf16: set precision: bf16")
     problems += _batch_problems(recipe) + _search_problems(recipe) + _missing_packages(recipe)

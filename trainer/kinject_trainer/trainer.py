@@ -218,7 +218,7 @@ class Conductor(TrainerCallback):
 
     def epoch_after(self, updates: int) -> float:
         """Epochs after so many updates, with what is after the point."""
-        return self.tokens_after(updates) / self.stream.epoch_tokens
+        return self.stream.epochs_of(self.tokens_after(updates))
 
     def last_epoch_loss(self, history: Sequence[Mapping[str, Any]]) -> float | None:
         """Mean training loss over the predicted tokens of the last epoch, nats a token; None where none was logged.
@@ -230,7 +230,7 @@ class Conductor(TrainerCallback):
         """
         losses = {int(entry["step"]): float(entry["loss"]) for entry in history if "loss" in entry}
         end = self.tokens_after(self.plan.updates)
-        border = end - self.stream.epoch_tokens
+        border = self.stream.an_epoch_before(end)
         total, weights = 0.0, 0.0
         for update, loss in losses.items():
             first, last = self.tokens_after(update - 1), self.tokens_after(update)

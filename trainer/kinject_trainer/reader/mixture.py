@@ -19,7 +19,7 @@ A batch is a pure function of seed and step, so a resumed training sees what an 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -48,6 +48,7 @@ ANSWER_WEIGHT, LETTER_WEIGHT, STATEMENT_WEIGHT, FACT_WEIGHT, CONTEXT_WEIGHT = 10
 
 ROW = 512  # tokens of a recall row
 _WORDINGS = 40  # realisations of one recall event
+_REPLAYED_WORDINGS = 10  # as many as a chunk of the bundled newswire has paraphrases
 _PEERS = 12  # events that lend wrong options
 
 
@@ -205,7 +206,7 @@ class Mixture:
     @cached_property
     def recall_world(self) -> World:
         """The older events that the reader knows by heart."""
-        return World(RECALL_SEED, training_kinds(), RECALL_EVENTS, "reader")
+        return _recall_world()
 
     def reading_row(self, world: World, shape: ReadingShape, rng: random.Random) -> Row:
         """Chunks, then questions about them."""
@@ -350,6 +351,18 @@ them, and at which reading gets it back, with its own weight for first tokens, w
 
 Before the former, answers to questions were learnt by heart (.73 of them) and hardly a fact from statements (.05).
 """
+
+
+def _recall_world() -> World:
+    return World(RECALL_SEED, training_kinds(), RECALL_EVENTS, "reader")
+
+
+def older_news() -> Iterator[tuple[str, int, str]]:
+    """The recall world as a corpus: (event, number, text), ten of the wordings that the reader was trained on."""
+    events = _recall_world().events
+    for number in range(_REPLAYED_WORDINGS):
+        for event in events:
+            yield event.id, number, realise(event, number, stream="reader")
 
 
 @lru_cache(maxsize=1)
