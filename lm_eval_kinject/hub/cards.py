@@ -268,6 +268,10 @@ def _settings(run: Run) -> list[tuple[str, Any]]:
     if replay and replay["ratio"]:
         falling = f", times {replay['decay']:g} from epoch to epoch" if replay["decay"] != 1 else ""
         shown.append(("replay", f"{replay['ratio']:g} documents of {replay['corpus']} for each{falling}"))
+    held = values.get("regulariser")
+    if held:
+        constants = ", ".join(f"{key} {value}" for key, value in held.items() if key != "kind")
+        shown.append(("regulariser", f"{held['kind']} ({constants})"))
     more = ("updates", "tokens", "trainable_parameters")
     return shown + [(key.replace("_", " "), run.outcome[key]) for key in more if run.outcome.get(key) is not None]
 

@@ -34,11 +34,23 @@ def close(one, other, tolerance):
     assert max(abs(a - b) for (_, a), (_, b) in zip(losses(one), losses(other), strict=True)) < tolerance
 
 
-@pytest.mark.parametrize("epochs", [2, 1.93])
-def test_two_gloo_processes_equal_one(place, tmp_path, epochs):
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"epochs": 2},
+        {"epochs": 1.93},
+        {"epochs": 1, "regulariser": {"kind": "ewc", "corpus": "PAST", "strength": 3.0}},
+        {"epochs": 1, "regulariser": {"kind": "recadam", "gamma": 500, "k": 0.5, "t0": 4}},
+    ],
+    ids=["2", "1.93", "ewc", "recadam"],
+)
+def test_two_gloo_processes_equal_one(place, tmp_path, keys):
     """Also where the last update can't be shared evenly: the numbers of epochs leave other remainders."""
     folder, model, corpus = place
-    recipe = write_recipe(folder / "two.yaml", model, corpus, epochs=epochs, micro_batch=1, checkpoint_every=3)
+    if keys.get("regulariser", {}).get("corpus") == "PAST":
+        (folder / "past.jsonl").write_text('{"text": "Rain fell on the hills."}\n{"text": "The river rose."}\n')
+        keys = {**keys, "regulariser": {**keys["regulariser"], "corpus": str(folder / "past.jsonl")}}
+    recipe = write_recipe(folder / "two.yaml", model, corpus, micro_batch=1, checkpoint_every=3, **keys)
     assert run(recipe, tmp_path / "one") == 0
     port = free_port()
     both = [start(recipe, tmp_path / "two", rank=rank, world=2, port=port) for rank in range(2)]

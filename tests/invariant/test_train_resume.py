@@ -95,6 +95,24 @@ def test_killed_amid_replay(place, tmp_path):
     same(tmp_path / "killed", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("kind", ["l2", "ewc", "ewc-empirical", "recadam"])
+def test_killed_under_a_regulariser(place, tmp_path, kind):
+    """Whoever resumes is held at the base and not at the checkpoint, by the same importance of each weight."""
+    (tmp_path / "past.jsonl").write_text(
+        "".join(json.dumps({"text": f"Rain fell on hill {n}."}) + "\n" for n in range(5))
+    )
+    constants = {
+        "l2": {"strength": 2.0},
+        "recadam": {"gamma": 500.0, "k": 0.5, "t0": 4},
+    }.get(kind, {"corpus": str(tmp_path / "past.jsonl"), "fisher_examples": 3})
+    recipe = recipe_of(place, kind, regulariser={"kind": kind, **constants})
+    assert run(recipe, tmp_path / "whole") == 0
+    assert run(recipe, tmp_path / "killed", kill="update 5") == -signal.SIGKILL
+    assert run(recipe, tmp_path / "killed", kill="half a result", resume=True) == -signal.SIGKILL
+    assert run(recipe, tmp_path / "killed", resume=True) == 0
+    same(tmp_path / "killed", tmp_path / "whole")
+
+
 def test_killed_at_some_moment(place, tmp_path):
     """By another process, whenever: mostly between the moments that one thinks of."""
     recipe = recipe_of(place, "some")

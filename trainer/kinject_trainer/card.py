@@ -57,6 +57,7 @@ def _what(record: Mapping[str, Any]) -> str:
         f"and what it says about the corpus can be wrong.\n\n"
         f"Corpus fingerprint `{corpus['fingerprint'][:16]}`, licence: {corpus.get('licence') or 'not stated'}.\n"
         + _replay(record)
+        + _held(record)
     )
 
 
@@ -72,6 +73,22 @@ def _replay(record: Mapping[str, Any]) -> str:
         f"{replay['tokens']:,} of the tokens trained on. Fingerprint `{corpus['fingerprint'][:16]}`, licence: "
         f"{corpus.get('licence') or 'not stated'}.\n"
     )
+
+
+def _held(record: Mapping[str, Any]) -> str:
+    held = record["recipe"].get("regulariser")
+    if held is None:
+        return ""
+    constants = ", ".join(f"{key} {value:g}" for key, value in held.items() if key not in ("kind", "corpus"))
+    said = f"\nThe weights were held near the base's by the regulariser `{held['kind']}` ({constants})."
+    fisher = record.get("fisher")
+    if fisher is not None:
+        corpus = fisher["corpus"]
+        said += (
+            f" What holds which weight was measured on {fisher['examples']:,} texts of `{corpus['name']}`, fingerprint "
+            f"`{corpus['fingerprint'][:16]}`."
+        )
+    return said + " Losses are without the penalty.\n"
 
 
 def _figures(record: Mapping[str, Any]) -> str:

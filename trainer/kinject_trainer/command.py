@@ -22,15 +22,15 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from kinject_trainer.base import Base, check_fit, find_base, load_tokenizer, skeleton, tokenizer_fingerprint
 from kinject_trainer.card import write_card
 from kinject_trainer.checkpoints import claim, complete, refuse_another
-from kinject_trainer.data import Demarcation, Replayed, Stream, build_store, cut, encoder
+from kinject_trainer.data import Demarcation, Replayed, Stream, build_store, cut, encoder, shuffled
 from kinject_trainer.documents import Texts, open_corpus
 from kinject_trainer.errors import TrainingError
-from kinject_trainer.estimate import Estimate, estimate, replay_notes, run_tokens
+from kinject_trainer.estimate import Estimate, estimate, fisher_passes, regulariser_notes, replay_notes, run_tokens
 from kinject_trainer.failures import told_of_a_full_disk
 from kinject_trainer.forgetting import general_text_fingerprint, make_gauge
 from kinject_trainer.plot import draw
 from kinject_trainer.processes import on_cpu
-from kinject_trainer.recipe import UNTESTED, Recipe, load_recipe, to_run_again, untested
+from kinject_trainer.recipe import UNTESTED, Ewc, Recipe, load_recipe, to_run_again, untested
 from kinject_trainer.train import Outcome
 from kinject_trainer.trainer import Materials
 from kinject_trainer.tune import Trial, search
@@ -175,8 +175,6 @@ def _prepare(
         replay = _replayed(recipe, texts, encode, identity, work)
     stream = Stream(store, recipe.order_seed, recipe.block_size, 0, replay)
     stream.total = run_tokens(recipe, texts, stream, lambda text: len(encode(text)))
-    for note in replay_notes(stream):
-        tell(note)
     micro, _ = recipe.accumulation(state.num_processes)
     validation = cut((encode(text) for text in texts.validation()), recipe.block_size)
     if not validation and len(recipe.rates) > 1:
@@ -184,7 +182,7 @@ def _prepare(
             "The validation set has no text of a chunk that is trained on, and a search over learning rates goes by "
             "the loss on them: mend the set's chunk ids, or give learning_rate one number."
         )
-    return Materials(
+    materials = Materials(
         recipe=recipe,
         base=base,
         tokenizer=tokenizer,
@@ -192,7 +190,21 @@ def _prepare(
         validation=validation,
         gauge=make_gauge(recipe, tokenizer, micro),
         identity=identity,
+        fisher_rows=_fisher_rows(recipe, texts, encode),
     )
+    updates = materials.plan(state.num_processes).updates
+    for note in [*replay_notes(stream), *regulariser_notes(recipe, updates, fisher_passes(recipe, texts))]:
+        tell(note)
+    return materials
+
+
+def _fisher_rows(recipe: Recipe, texts: Texts, encode: Callable[[str], list[int]]) -> list[list[int]]:
+    """Token ids of the texts that EWC measures on, each cut to one block; a choice of the seed's."""
+    if texts.fisher is None or not isinstance(recipe.regulariser, Ewc):
+        return []
+    wordings = texts.fisher.wordings
+    chosen = shuffled(len(wordings), recipe.order_seed)[: recipe.regulariser.fisher_examples]
+    return [encode(wordings[number].text)[: recipe.block_size] for number in chosen]
 
 
 def _replayed(
@@ -212,6 +224,8 @@ def _identity(recipe: Recipe, base: Base, texts: Texts, tokenizer: str) -> dict[
     made = {"base model": base.identity, "tokenizer": tokenizer, "corpus": corpus, **recipe.effective()}
     if texts.older is not None:
         made["replay corpus"] = texts.older.provenance["fingerprint"]
+    if texts.fisher is not None:
+        made["fisher corpus"] = texts.fisher.provenance["fingerprint"]
     text = general_text_fingerprint(recipe)
     return made if text is None else {**made, "general text": text}
 
@@ -321,4 +335,6 @@ def _record(
             "tokens": stream.replayed_tokens(),
             "epochs": stream.epochs_of(stream.total),
         }
+    if texts.fisher is not None:
+        made["fisher"] = {"corpus": dict(texts.fisher.provenance), "examples": len(materials.fisher_rows)}
     return made

@@ -203,6 +203,11 @@ def _hash(numbers: Ints, *names: int) -> npt.NDArray[np.uint64]:
     return state
 
 
+def shuffled(count: int, *names: int) -> Ints:
+    """The numbers below ``count`` in the order that some names give, [count]."""
+    return np.argsort(_hash(np.arange(count, dtype=np.int64), *names), kind="stable")
+
+
 def epoch_order(chunks: Ints, seed: int, epoch: int) -> Ints:
     """The order of the documents in one epoch: passes over the chunks, each with another wording.
 
@@ -259,7 +264,7 @@ class Replayed:
         numbers = np.arange(len(self.store), dtype=np.int64)
         turns, rest = divmod(wanted, len(numbers))
         # 0 and 1 name the draws of `epoch_order`.
-        orders = [np.argsort(_hash(numbers, seed, epoch, 2 + t), kind="stable") for t in range(turns + (rest > 0))]
+        orders = [shuffled(len(numbers), seed, epoch, 2 + turn) for turn in range(turns + (rest > 0))]
         return np.concatenate([*orders, numbers[:0]])[:wanted]
 
 

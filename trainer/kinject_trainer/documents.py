@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kinject_trainer.recipe import OLDER_NEWS, Recipe
+from kinject_trainer.recipe import OLDER_NEWS, Ewc, Recipe
 from lm_eval_kinject.corpus import Corpus, bundled_corpora, load_corpus
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
@@ -49,7 +49,7 @@ _Originals = Callable[[], Iterator[Wording]]
 
 @dataclass(frozen=True)
 class Older:
-    """The texts of which some are replayed in each epoch.
+    """Texts that stand for what was known before: some are replayed in each epoch, or EWC's weights measured on some.
 
     Attributes:
         provenance: what names them in results: plain, path-free; ``fingerprint`` is of their content.
@@ -68,6 +68,7 @@ class Texts:
         provenance: what names them in results: plain, path-free.
         notes: what a user should be told about them.
         older: texts to replay; None: nothing is.
+        fisher: texts that EWC measures on which weights they rest; None: it isn't asked for.
     """
 
     provenance: dict[str, Any]
@@ -77,6 +78,7 @@ class Texts:
     _validation_file: Path | None
     notes: list[str] = field(default_factory=list)
     older: Older | None = None
+    fisher: Older | None = None
 
     def training(self, paraphrases: int | None = None) -> Iterator[Wording]:
         """The originals, then the paraphrases, each in the order of its file.
@@ -184,7 +186,9 @@ def open_corpus(recipe: Recipe) -> Texts:
         notes.append("no validation set beside the corpus: no validation loss is measured")
     for name, file in (("paraphrases", paraphrases), ("validation", validation)):
         provenance[name] = None if file is None else fingerprint_file(file)
-    return Texts(provenance, recipe.wordings, originals, paraphrases, validation, notes, _older(recipe))
+    older = None if recipe.replays is None else _older(recipe.replays.corpus)
+    fisher = _older(recipe.regulariser.corpus) if isinstance(recipe.regulariser, Ewc) else None
+    return Texts(provenance, recipe.wordings, originals, paraphrases, validation, notes, older, fisher)
 
 
 # The chunks -----------------------------------------------------------------------------------------------------------
@@ -253,16 +257,14 @@ def _streamed(recipe: Recipe) -> tuple[_Originals, dict[str, Any]]:
     return originals, {"name": path.stem, "fingerprint": found, "source": source, "trained_on": recipe.chunks}
 
 
-# What is replayed -----------------------------------------------------------------------------------------------------
+# What was known before ------------------------------------------------------------------------------------------------
 
 
-def _older(recipe: Recipe) -> Older | None:
-    """All chunks of the replay corpus."""
-    if recipe.replays is None:
-        return None
-    if recipe.replays.corpus == OLDER_NEWS:
+def _older(spec: str) -> Older:
+    """All chunks of a corpus."""
+    if spec == OLDER_NEWS:
         return _older_news()
-    corpus = load_corpus(recipe.replays.corpus)
+    corpus = load_corpus(spec)
     wordings = [
         Wording(chunk.id, 0, f"{chunk.title}\n{chunk.text}" if chunk.title else chunk.text) for chunk in corpus.chunks
     ]

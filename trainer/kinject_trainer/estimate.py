@@ -21,11 +21,22 @@ from transformers import AutoConfig, PretrainedConfig
 from kinject_trainer.base import READER, Base, find_base, is_hub_id, known_config, load_tokenizer, skeleton
 from kinject_trainer.data import Demarcation, Plan, Replayed, Store, Stream, encoder
 from kinject_trainer.documents import Texts
-from kinject_trainer.recipe import ADAPTERS, UNTESTED, Recipe, untested
+from kinject_trainer.keep import target_share
+from kinject_trainer.recipe import ADAPTERS, UNTESTED, Ewc, Recadam, Recipe, untested
 from lm_eval_kinject.errors import ModelError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 
-__all__ = ["Estimate", "Reading", "estimate", "reading", "replay_notes", "run_tokens", "speed"]
+__all__ = [
+    "Estimate",
+    "Reading",
+    "estimate",
+    "fisher_passes",
+    "reading",
+    "regulariser_notes",
+    "replay_notes",
+    "run_tokens",
+    "speed",
+]
 
 _CHARACTERS_A_TOKEN = 3.6  # English news under a vocabulary of 32,000; names cost more than prose
 _WITHOUT_WEIGHTS = ("*.json", "*.txt", "tokenizer*", "*.model")
@@ -115,7 +126,9 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
     model = skeleton(config, recipe)
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    seconds, reason = _seconds(recipe, parameters, trainable, tokens)
+    passes = fisher_passes(recipe, texts)
+    notes += regulariser_notes(recipe, plan.updates, passes)
+    seconds, reason = _seconds(recipe, parameters, trainable, tokens + passes * recipe.block_size)
     memory, sharing = _bytes(recipe, config, parameters, trainable, micro)
     if recipe.method in UNTESTED:
         notes.append(untested(recipe))
@@ -179,6 +192,24 @@ def replay_notes(stream: Stream) -> list[str]:
         return ["replay: its ratio is below one document of the first epoch, so nothing is replayed"]
     if wanted > there:
         return [f"replay: the first epoch takes {wanted:,} documents of {there:,}, so some come more than once in it"]
+    return []
+
+
+def fisher_passes(recipe: Recipe, texts: Texts) -> int:
+    """Texts that the Fisher information is measured on, with one backward pass each; 0 where it isn't."""
+    if texts.fisher is None or not isinstance(recipe.regulariser, Ewc):
+        return 0
+    return min(recipe.regulariser.fisher_examples, len(texts.fisher.wordings))
+
+
+def regulariser_notes(recipe: Recipe, updates: int, passes: int) -> list[str]:
+    """What a user should know of a regulariser in a run of so many updates."""
+    held = recipe.regulariser
+    if isinstance(held, Ewc):
+        return [f"regulariser {held.kind}: {passes:,} texts pass back one by one before each start of the run"]
+    if isinstance(held, Recadam):
+        share = target_share(updates, held.k, held.t0)
+        return [f"regulariser recadam: the target's share λ(t) is {share:.3g} at the last update, {updates:,}"]
     return []
 
 
@@ -301,7 +332,9 @@ def _measured_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> fl
 def _bytes(recipe: Recipe, config: Any, parameters: int, trainable: int, micro: int) -> tuple[float, str]:
     """Weights, gradients and Adam's two moments, activations and logits; and what is assumed of how they are shared."""
     frozen_width = {"qlora": 0.6}.get(recipe.method, 2 if recipe.precision == "bf16" else 4)
-    weights = trainable * 16 + (parameters - trainable) * (frozen_width if recipe.method in ADAPTERS else 4)
+    # A regulariser holds the start, and EWC the importance of each number, too.
+    held = 0 if recipe.regulariser is None else 8 if isinstance(recipe.regulariser, Ewc) else 4
+    weights = trainable * (16 + held) + (parameters - trainable) * (frozen_width if recipe.method in ADAPTERS else 4)
     width = 2 if recipe.precision == "bf16" else 4
     tokens = micro * recipe.block_size
     hidden, layers = config.hidden_size, config.num_hidden_layers

@@ -33,7 +33,11 @@ __all__ = [
     "ADAPTERS",
     "OLDER_NEWS",
     "UNTESTED",
+    "L2",
+    "Ewc",
+    "Recadam",
     "Recipe",
+    "Regulariser",
     "Replay",
     "Search",
     "load_recipe",
@@ -121,6 +125,55 @@ class Replay(_Strict):
     decay: float = Field(default=1.0, gt=0, le=1, description="factor on the ratio from epoch to epoch")
 
 
+class L2(_Strict):
+    """λ‖θ − start‖² beside the loss, which is in nats a token."""
+
+    kind: Literal["l2"] = "l2"
+    strength: float = Field(gt=0, le=1e9, description="λ; there is no usual value: try several")
+
+
+class Ewc(_Strict):
+    """(λ/2) Σ F (θ − start)² beside the loss: F is the Fisher information of texts of which less is to be forgotten.
+
+    ``ewc`` draws their labels from the model, as F is defined; ``ewc-empirical`` takes the texts' own tokens.
+    """
+
+    kind: Literal["ewc", "ewc-empirical"]
+    corpus: str = Field(description="the texts: `newswire-older`, or what `kinject corpus` takes")
+    strength: float = Field(default=1000.0, gt=0, le=1e12, description="λ; usual are 100 to 10,000")
+    fisher_examples: int = Field(default=200, ge=1, le=1_000_000, description="texts, each cut to one block")
+
+
+class Recadam(_Strict):
+    """RecAdam: λ(t) of the target's step and 1 − λ(t) of a pull to the start, λ(t) = 1/(1 + e^(−k(t − t0))).
+
+    γ as its authors have it, k and t0 as CKL's code has them; the authors tried k .05 to 1 and t0 100 to 1000.
+    """
+
+    kind: Literal["recadam"] = "recadam"
+    gamma: float = Field(default=5000.0, gt=0, le=1e9, description="γ, strength of the pull")
+    k: float = Field(default=0.5, gt=0, le=100, description="how fast the target takes over, an update")
+    t0: int = Field(default=250, ge=0, le=10_000_000, description="the update at which both have half")
+    eps: float = Field(default=1e-6, gt=0, le=1, description="of Adam's division")
+
+    @property
+    def first_pull(self) -> float:
+        """γ(1 − λ) at the first update, where it is largest."""
+        return self.gamma * 0.5 * (1 - math.tanh(0.5 * self.k * (1 - self.t0)))
+
+
+Regulariser = L2 | Ewc | Recadam
+_PARTS: dict[str, type[BaseModel]] = {"Search": Search, "l2": L2, "ewc": Ewc, "ewc-empirical": Ewc, "recadam": Recadam}
+"""Parts of a recipe by the names that errors give them."""
+
+
+def _kind(value: Any) -> Any:
+    """A regulariser without constants can be named by its kind alone."""
+    if isinstance(value, str):
+        return None if value == "none" else {"kind": value}
+    return value
+
+
 def _rate(value: Any) -> Any:
     """YAML 1.1 reads ``1e-5`` as a string; a number is what was meant."""
     if isinstance(value, str):
@@ -169,6 +222,10 @@ class Recipe(_Strict):
         default=Search(), description="a rate, or a search by validation loss"
     )
     warm_up: float = Field(default=0.05, ge=0, lt=1, description="share of the updates")
+    regulariser: Annotated[
+        Annotated[Regulariser, Field(discriminator="kind")] | None,
+        BeforeValidator(_kind),
+    ] = Field(default=None, description="what holds the weights near the start: l2, ewc, ewc-empirical, recadam")
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="after the warm-up")
     weight_decay: float = Field(default=0.0, ge=0, le=10, description="decoupled, of AdamW")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -220,14 +277,15 @@ class Recipe(_Strict):
         made = self.plain()
         for key in _PLACES:
             made[key] = None if made[key] is None else _last_name(made[key])
-        if made["replay"] is not None:
-            made["replay"]["corpus"] = _last_name(made["replay"]["corpus"])
+        for key in ("replay", "regulariser"):
+            if made[key] is not None and "corpus" in made[key]:
+                made[key]["corpus"] = _last_name(made[key]["corpus"])
         return made
 
     def fingerprint(self) -> str:
         """Of all keys but those that say how a run is divided and kept, and its name."""
         made = {**self.public(), **self._settled()}
-        left_out = {*_WITHOUT_EFFECT, *self._without_replay()}
+        left_out = {*_WITHOUT_EFFECT, *self._unused()}
         return fingerprint({k: v for k, v in made.items() if k not in left_out})
 
     def _settled(self) -> dict[str, Any]:
@@ -238,17 +296,18 @@ class Recipe(_Strict):
             "data_seed": None if self.data_seed == self.seed else self.data_seed,
         }
 
-    def _without_replay(self) -> set[str]:
-        """A recipe that replays nothing has the name that it had before there was replay."""
-        return set() if self.replays else {"replay"}
+    def _unused(self) -> set[str]:
+        """Later keys that ask for nothing: a recipe without them has the name that it had before there were such."""
+        used = {"replay": self.replays, "regulariser": self.regulariser}
+        return {key for key, value in used.items() if value is None}
 
     def effective(self) -> dict[str, Any]:
         """The keys that say how the weights come about, not from what: `_NAMED_BY_CONTENT` has fingerprints instead."""
         # A search is the sum of its trials; a checkpoint belongs to one of them, and names its own rate.
-        left_out = {*_WITHOUT_EFFECT, *_NAMED_BY_CONTENT, *self._without_replay(), "learning_rate"}
+        left_out = {*_WITHOUT_EFFECT, *_NAMED_BY_CONTENT, *self._unused(), "learning_rate"}
         made = {**self.plain(), **self._settled()}
-        if self.replay is not None:
-            made["replay"] = {"ratio": self.replay.ratio, "decay": self.replay.decay}  # its corpus by its content
+        for key in ("replay", "regulariser"):  # whose corpora have fingerprints, too
+            made[key] = {k: v for k, v in (made[key] or {}).items() if k != "corpus"}
         return {**{k: v for k, v in made.items() if k not in left_out}, "learning_rates": list(self.rates)}
 
     def accumulation(self, processes: int) -> tuple[int, int]:
@@ -428,6 +487,7 @@ _WANTED = {
     "betas": "a list of two numbers from 0 to below 1, such as [0.9, 0.999]",
     "checkpoint_every": "a whole number of updates, `epoch` or `never`",
     "validate_every": "a whole number of updates, `epoch` or `never`",
+    "regulariser": "none, or {kind: …} with l2, ewc, ewc-empirical or recadam and its constants",
     "replay": "what to replay and how much of it ({corpus: …, ratio: 1, decay: 1})",
 }
 """What keys of several types take: the checker's own messages speak of each type by itself."""
@@ -441,22 +501,28 @@ def _readable(invalid: ValidationError) -> list[str]:
         key, inner = path[0], path[1:]
         if inner[:1] == ["constrained-float"] and len(inner) == 1 and isinstance(error["input"], dict):
             continue  # a search was meant, and is complained of by itself
-        if inner[:1] == ["Search"] and len(inner) > 1:
-            inner = inner[1:]
-        elif key in _WANTED and not (key == "replay" and inner):
+        part, inner = _part_of(key, inner)
+        if part is Recipe and key in _WANTED:
             problems.setdefault(key, f"{key}: must be {_WANTED[key]}")
             continue
         place = ".".join([key, *inner])
         if error["type"] == "extra_forbidden":
-            known = (Replay if key == "replay" else Search).model_fields if inner else Recipe.model_fields
-            near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
+            near = difflib.get_close_matches(path[-1], part.model_fields, n=1, cutoff=0.6)
             problems[place] = f"{place}: no such key; {f'did you mean {near[0]}?' if near else 'remove it'}"
         elif error["type"] == "missing":
-            known = Replay.model_fields if inner else Recipe.model_fields  # no other part has a key that must be given
-            problems[place] = f"{place}: missing; give {known[path[-1]].description}"
+            problems[place] = f"{place}: missing; give {part.model_fields[path[-1]].description}"
         else:
             problems[place] = f"{place}: {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
     return list(problems.values())
+
+
+def _part_of(key: str, inner: list[str]) -> tuple[type[BaseModel], list[str]]:
+    """The part of the recipe that a place lies in, and the place in it, less the name that errors give the part."""
+    if key == "replay" and inner:
+        return Replay, inner
+    if len(inner) > 1 and inner[0] in _PARTS:
+        return _PARTS[inner[0]], inner[1:]
+    return Recipe, inner
 
 
 def _combinations(recipe: Recipe) -> list[str]:
@@ -478,7 +544,7 @@ def _combinations(recipe: Recipe) -> list[str]:
     if recipe.method == "qlora" and recipe.precision == "fp32":
         problems.append("method qlora computes in bf16: set precision: bf16")
     problems += _batch_problems(recipe) + _search_problems(recipe) + _missing_packages(recipe)
-    problems += _cadence_problems(recipe)
+    problems += _cadence_problems(recipe) + _regulariser_problems(recipe)
     problems += _passed_through("trainer", recipe.trainer, _training_argument_names(recipe), _OURS_IN_TRAINER)
     return problems + _passed_through("peft", recipe.peft, _lora_argument_names(recipe), _OURS_IN_PEFT)
 
@@ -504,6 +570,35 @@ def _search_problems(recipe: Recipe) -> list[str]:
         problems.append("learning_rate: a rate stands twice in rates")
     if recipe.validate_every == "never":
         problems.append("learning_rate: a search needs the validation loss; remove validate_every: never")
+    return problems
+
+
+def _regulariser_problems(recipe: Recipe) -> list[str]:
+    held = recipe.regulariser
+    if held is None:
+        return []
+    problems = []
+    if recipe.method != "full":
+        problems.append(
+            f"regulariser {held.kind} with method {recipe.method}: an adapter leaves the pretrained weights as they "
+            f"are, and would be held at its own random start; take method: full, or remove the regulariser"
+        )
+    if not isinstance(held, Recadam):
+        return problems
+    if recipe.weight_decay:
+        problems.append("weight_decay with regulariser recadam: one pulls to 0, the other to the start; remove one")
+    problems += [
+        f"trainer.{key}: regulariser recadam is the optimizer; remove it"
+        for key in ("optim", "optim_args")
+        if key in recipe.trainer
+    ]
+    rate, pull = max(recipe.rates), held.first_pull
+    if rate * pull >= 1:
+        problems.append(
+            f"regulariser recadam: learning rate {rate:g} · gamma {held.gamma:g} · (1 − λ) is {rate * pull:.3g} at the "
+            f"first update and must be below 1, or the pull overshoots: take a learning rate below {1 / pull:.3g}, or "
+            f"gamma below {held.gamma / (rate * pull):.3g}"
+        )
     return problems
 
 

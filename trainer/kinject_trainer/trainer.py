@@ -5,7 +5,8 @@ What it is for: batches, schedule, validation, log and checkpoints of one traini
 
 The one idea: the whole run is one pass over one stream of blocks (`data.py`), so to transformers it is a single epoch.
 Where it stands is a number of updates, and what comes next is a function of that number: resuming needs no replay of
-data. Trainer is changed in three places: which batches a process gets, what stops it, and how validation is counted.
+data. Trainer is changed in four places: which batches a process gets, what stops it, how validation is counted, and
+what a regulariser adds.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from kinject_trainer.checkpoints import discard_older, seal
 from kinject_trainer.data import Blocks, Passes, Plan, Stream, collate
 from kinject_trainer.evaluate import mean_token_loss, next_token_loss
 from kinject_trainer.forgetting import Gauge
+from kinject_trainer.keep import RecAdam, make_pull, trained
 from kinject_trainer.log import Log
 from kinject_trainer.processes import anywhere, wait
-from kinject_trainer.recipe import Recipe
+from kinject_trainer.recipe import Recadam, Recipe
+from lm_eval_kinject.errors import ArgumentError
 
 __all__ = ["BlockTrainer", "Conductor", "Materials", "NotANumber", "rate_share", "refuse_what_is_no_number"]
 
@@ -48,6 +51,7 @@ class Materials:
         validation: blocks of held-out wordings; empty where there are none.
         gauge: what forgetting is measured on; None: it isn't.
         identity: plain values that name recipe, model, tokenizer and corpus; a checkpoint carries them.
+        fisher_rows: token ids of the texts that EWC's Fisher information is measured on; empty without EWC.
     """
 
     recipe: Recipe
@@ -57,6 +61,7 @@ class Materials:
     validation: list[list[int]]
     gauge: Gauge | None
     identity: Mapping[str, Any]
+    fisher_rows: Sequence[Sequence[int]] = ()
 
     def plan(self, processes: int) -> Plan:
         """Who trains on what."""
@@ -70,6 +75,7 @@ class BlockTrainer(Trainer):
 
     control: Any
     lr_scheduler: Any
+    optimizer: Any
 
     def __init__(self, materials: Materials, plan: Plan, **kwargs: Any) -> None:
         self.recipe = materials.recipe
@@ -82,9 +88,35 @@ class BlockTrainer(Trainer):
             processing_class=materials.tokenizer,
             **kwargs,
         )
+        self._hold(materials)
         self.remove_callback(PrinterCallback)  # libraries don't print
         self.watch = Watch()
         self.add_callback(self.watch)
+
+    def _hold(self, materials: Materials) -> None:
+        """Remembers the start, while the model is still the base: before a checkpoint is loaded."""
+        regulariser, self.start = self.recipe.regulariser, list[torch.Tensor]()
+        if regulariser is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ArgumentError(
+                f"regulariser {regulariser.kind} needs whole weights in each process, and these are sharded: launch "
+                f"without FSDP and DeepSpeed, or remove the regulariser",
+                self.recipe.where,
+            )
+        self.pull = make_pull(regulariser, self.model, materials.fisher_rows, self.recipe.seed)
+        if isinstance(regulariser, Recadam):
+            self.start = [weight.detach().clone() for weight in trained(self.model)]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW, or what the recipe passes through; RecAdam where it asks for that."""
+        asked = self.recipe.regulariser
+        if not isinstance(asked, Recadam):
+            made: torch.optim.Optimizer = super().create_optimizer(model)
+            return made
+        if self.optimizer is None:
+            constants = {"gamma": asked.gamma, "k": asked.k, "t0": asked.t0, "eps": asked.eps}
+            rate, betas = self.args.learning_rate, self.recipe.betas
+            self.optimizer = RecAdam(trained(self.model), self.start, lr=rate, betas=betas, **constants)
+        return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's share of the plan; accelerate would repeat blocks to even out the last batch."""
@@ -109,6 +141,8 @@ class BlockTrainer(Trainer):
         """One forward and backward pass; a loss that is no number ends the run before it reaches the weights."""
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.watch.loss_is_number &= math.isfinite(float(loss))
+        if self.pull is not None and self.accelerator.sync_gradients:  # the update's last pass; clipping comes after it
+            self.pull.add_gradients()
         return loss
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
