@@ -38,7 +38,7 @@ from lm_eval_kinject.corpus import Corpus, load_corpus, make_corpus
 from lm_eval_kinject.corpus.sources.files import Source
 from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import environment
-from lm_eval_kinject.records import Query
+from lm_eval_kinject.records import Query, gold_ids
 from lm_eval_kinject.retrieval import (
     Hits,
     Retriever,
@@ -116,8 +116,12 @@ def _questions(spec: str) -> tuple[list[Query], list[str]]:
     import pyarrow.parquet as pq
 
     path = Path(spec) if spec.endswith(".parquet") else tasks_dir() / spec / "data" / "test.parquet"
-    rows = pq.read_table(path, columns=["question", "source_chunk", "choices", "answer"]).to_pylist()
-    return [Query(row["question"], row["source_chunk"]) for row in rows], [r["choices"][r["answer"]] for r in rows]
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    answers = [row["choices"][row["answer"]] for row in rows]
+    if "source_chunks" in table.column_names:  # questions that take several chunks
+        return [Query(row["question"], tuple(row["source_chunks"])) for row in rows], answers
+    return [Query(row["question"], row["source_chunk"]) for row in rows], answers
 
 
 def _print_heading(corpus: Corpus, queries: Sequence[Query]) -> None:
@@ -137,7 +141,10 @@ def _timed(do: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def _recall(queries: Sequence[Query], hits: Sequence[Hits], k: int) -> float:
-    found = [any(hit.chunk.id == query.gold for hit in list_[:k]) for query, list_ in zip(queries, hits, strict=True)]
+    found = [
+        {hit.chunk.id for hit in list_[:k]}.issuperset(gold_ids(query.gold))
+        for query, list_ in zip(queries, hits, strict=True)
+    ]
     return 100 * sum(found) / len(found)
 
 

@@ -10,6 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+Gold = str | tuple[str, ...]
+"""What answers a question: one chunk's id, or the ids of several that are needed together, in their order."""
+
+
+def gold_ids(gold: Gold | None) -> tuple[str, ...]:
+    """The ids of a question's gold chunks, none where it names none."""
+    return () if gold is None else (gold,) if isinstance(gold, str) else gold
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -52,10 +60,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a retriever is asked: ``text`` alone is searched; ``gold`` (a chunk id) is for the oracle control only."""
+    """What a retriever is asked: ``text`` alone is searched; ``gold`` is for the oracle control only.
+
+    ``gold`` is the id of the chunk that answers the question, or a tuple of ids where it takes all of them.
+    """
 
     text: str
-    gold: str | None = None
+    gold: Gold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +88,4 @@ class Trace:
     dropped: tuple[str, ...]  # chunk ids left out for the token budget, lowest rank first
     truncated: str | None  # id of the chunk whose tail was cut, if any
     context_tokens: int
-    gold: str | None = None
+    gold: Gold | None = None

@@ -154,14 +154,14 @@ class PromptWriter:
             rendered=rendered,
             choices=choices,
         )
-        gold = first.doc.get(said.gold) if said.gold and isinstance(first.doc, Mapping) else None
+        gold = task_hook.gold_of(first, said.gold)
         if gold is None and (needed_by := self._pipeline.needs_gold):
             instead = "pass another retriever" if needed_by == "retriever=oracle" else "leave it out"
             raise ContextError(
                 f"{where}: {needed_by} needs the chunk that the question was made from, and the task names none. "
                 f"Declare its field in the task's YAML (metadata: kinject: gold:), or {instead}."
             )
-        return _Asked(instances, Query(text, None if gold is None else str(gold)), self._corpus(first, said), where)
+        return _Asked(instances, Query(text, gold), self._corpus(first, said), where)
 
     def _corpus(self, instance: Any, said: task_hook.Declaration) -> str:
         spec = self._pipeline.search.corpus or said.corpus
@@ -289,5 +289,5 @@ def _as_log(trace: Trace) -> dict[str, Any]:
         "dropped_count": len(trace.dropped),
         "truncated": trace.truncated,
         "context_tokens": trace.context_tokens,
-        "gold": trace.gold,
+        "gold": list(trace.gold) if isinstance(trace.gold, tuple) else trace.gold,
     }

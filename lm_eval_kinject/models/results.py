@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_kinject.errors import KinjectError, ProvenanceError
 from lm_eval_kinject.provenance import fingerprint, fingerprint_file
+from lm_eval_kinject.records import Hit, gold_ids
 from lm_eval_kinject.retrieval.library import DEPTH
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class Figure:
     """One question's share in the figures.
 
     ``gold_rank`` counts from 1, ``retrieved_rank`` is the same before the hits were ranked again; None: not among the
-    hits looked at. ``has_gold``: whether there is a gold chunk,
-    ``gold_used``: whether it stands in the prompt. ``corpus`` is its fingerprint.
+    hits looked at. ``has_gold``: whether there is a gold chunk, ``gold_used``: whether it stands in the prompt. A
+    question that takes several chunks has them when it has all: its rank is that of the last. ``corpus`` is its
+    fingerprint.
     """
 
     task: str
@@ -56,22 +58,26 @@ class Figure:
 def figure_of(instance: Any, written: Written) -> Figure:
     """Returns the figures of one question, from the mark on one of its Instances."""
     trace = written.trace
-    rank, retrieved = (
-        next((hit.rank for hit in hits if hit.chunk.id == trace.gold), None)
-        for hits in (written.hits, written.retrieved)
-    )
+    gold = gold_ids(trace.gold)
+    rank, retrieved = (_rank_of_all(gold, hits) for hits in (written.hits, written.retrieved))
     return Figure(
         task=str(instance.task_name),
         doc_id=-1 if instance.doc_id is None else int(instance.doc_id),
         corpus=written.corpus,
-        has_gold=trace.gold is not None,
+        has_gold=bool(gold),
         gold_rank=rank,
-        gold_used=trace.gold in trace.used,
+        gold_used=bool(gold) and set(gold) <= set(trace.used),
         dropped=len(trace.dropped),
         truncated=trace.truncated is not None,
         context_tokens=trace.context_tokens,
         retrieved_rank=retrieved,
     )
+
+
+def _rank_of_all(gold: Sequence[str], hits: Sequence[Hit]) -> int | None:
+    """The rank by which all gold chunks have come; None where one of them isn't among the hits."""
+    ranks = [hit.rank for hit in hits if hit.chunk.id in gold]
+    return max(ranks) if gold and len(ranks) == len(gold) else None
 
 
 def figures(of: Iterable[Figure], k: int, *, ranked: bool = True, reranked: int = 0) -> dict[str, dict[str, Any]]:
@@ -80,9 +86,11 @@ def figures(of: Iterable[Figure], k: int, *, ranked: bool = True, reranked: int 
     ``recall@n`` is the share of questions whose source chunk is among the first n hits, ``mrr`` the mean of 1/rank
     (0 where it isn't among the ``mrr_depth`` hits looked at), ``gold_in_prompt`` the share of questions whose source
     chunk is still there after the budget. All are taken over the questions that name a source chunk
-    (``questions_with_gold``) and left out where none does. Without ``ranked``, as of ``retriever=full``, there is no
-    rank to speak of and only the last is given. Where ``reranked`` hits of each question were ranked again, these
-    figures are of the new ranks, and ``retrieved_recall@n`` and ``retrieved_mrr`` of the retriever's.
+    (``questions_with_gold``) and left out where none does. Of a question that takes several chunks all must be there:
+    among the first n, in the prompt; its rank is that of the last of them. Without ``ranked``, as of
+    ``retriever=full``, there is no rank to speak of and only ``gold_in_prompt`` is given. Where ``reranked`` hits of
+    each question were ranked again, these figures are of the new ranks, and ``retrieved_recall@n`` and
+    ``retrieved_mrr`` of the retriever's.
     """
     tasks: dict[str, list[Figure]] = {}
     for one in of:

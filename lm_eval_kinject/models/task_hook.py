@@ -25,8 +25,19 @@ from lm_eval.api.task import Task
 
 from lm_eval_kinject.errors import ContextError
 from lm_eval_kinject.log import log
+from lm_eval_kinject.records import Gold
 
-__all__ = ["Declaration", "Origin", "declaration", "endings", "install", "origin_of", "rendered_question", "where"]
+__all__ = [
+    "Declaration",
+    "Origin",
+    "declaration",
+    "endings",
+    "gold_of",
+    "install",
+    "origin_of",
+    "rendered_question",
+    "where",
+]
 
 _ATTRIBUTE = "kinject_origin"
 _INSTALLED = "_kinject_wraps_build_all_requests"
@@ -45,7 +56,8 @@ class Declaration:
     """What a task's YAML says under ``metadata: kinject:``, each None where it says nothing.
 
     ``corpus`` is a name or path of a corpus, ``query`` the document's field with the question (or a Jinja template),
-    ``gold`` the document's field with the id of the chunk that the question was made from.
+    ``gold`` the document's field with the id of the chunk that the question was made from, or a list
+    of ids where it takes all of them.
     """
 
     corpus: str | None = None
@@ -114,6 +126,31 @@ def declaration(instance: Any) -> Declaration:
         beside = Path(str(metadata.get("config_source", ""))).parent / corpus
         corpus = str(beside) if beside.exists() else corpus
     return Declaration(corpus, said.get("query"), said.get("gold"))
+
+
+def gold_of(instance: Any, field: str | None) -> Gold | None:
+    """Returns what the document names as its gold chunk, or chunks; None where it names none.
+
+    Args:
+        instance: whose document.
+        field: what the task declares as ``gold``.
+
+    Raises:
+        ContextError: the field is neither an id nor a list of them.
+    """
+    found = instance.doc.get(field) if field and isinstance(instance.doc, Mapping) else None
+    if isinstance(found, Mapping) or (isinstance(found, list | tuple) and not all(_is_id(one) for one in found)):
+        raise ContextError(
+            f"{where(instance)}: its field {field} (metadata.kinject.gold) must hold a chunk's id or a "
+            f"list of ids, and is {found!r}."
+        )
+    if isinstance(found, list | tuple):
+        return tuple(dict.fromkeys(map(str, found))) or None
+    return None if found is None else str(found)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def rendered_question(instance: Any) -> tuple[str | None, list[str] | None, bool]:

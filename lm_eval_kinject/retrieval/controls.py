@@ -1,7 +1,7 @@
 """Retrievers that don't search: the controls that tell what retrieval is worth.
 
-``oracle`` gives the chunk that a question was written from, ``random`` chunks that have nothing to do with it, ``full``
-the whole corpus (long context), ``none`` nothing. What this file does not do: look at a query's meaning.
+``oracle`` gives the chunks that a question was written from, ``random`` chunks that have nothing to do with it,
+``full`` the whole corpus (long context), ``none`` nothing. What this file does not do: look at a query's meaning.
 
 The one idea: a control is as repeatable as a real retriever. ``random`` draws from a generator seeded by the query's
 own text, so a list depends on nothing else of the run, and its first k hits are the same for every larger k.
@@ -20,10 +20,10 @@ from typing import Any
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.errors import RetrievalError
 from lm_eval_kinject.provenance import fingerprint
-from lm_eval_kinject.records import Chunk, Hit, Query
+from lm_eval_kinject.records import Chunk, Hit, Query, gold_ids
 from lm_eval_kinject.retrieval.protocol import Hits, check_k, hits_of, id_ranks
 
-__all__ = ["Full", "NoRetrieval", "Oracle", "Random", "gold_chunks"]
+__all__ = ["Full", "NoRetrieval", "Oracle", "Random", "chunks_as_hits", "gold_chunks"]
 
 
 class _Control:
@@ -47,35 +47,43 @@ class _Control:
         return {**self._settings(), "fingerprint": self.fingerprint}
 
 
-def gold_chunks(corpus: Corpus, queries: Sequence[Query], asked: str) -> list[Chunk]:
-    """The right chunk of each query.
+def gold_chunks(corpus: Corpus, queries: Sequence[Query], asked: str) -> list[list[Chunk]]:
+    """The right chunk of each query, or its right chunks in the order in which it names them.
 
     Args:
-        corpus: which holds it.
-        queries: which name it.
-        asked: the argument that needs it, for messages: ``retriever=oracle``.
+        corpus: which holds them.
+        queries: which name them.
+        asked: the argument that needs them, for messages: ``retriever=oracle``.
 
     Raises:
         RetrievalError: listing how many queries name none, or one that the corpus lacks.
     """
-    without = [query for query in queries if query.gold is None]
+    without = [query for query in queries if not gold_ids(query.gold)]
     if without:
         raise RetrievalError(
             f"{asked} needs each question's source chunk, but {len(without)} of {len(queries)} questions name none "
             f"(the first: {without[0].text[:80]!r}). Use a task whose documents have `source_chunk`, or leave it out."
         )
-    unknown = sorted({query.gold for query in queries if query.gold is not None} - corpus.by_id.keys())
+    unknown = sorted({chunk for query in queries for chunk in gold_ids(query.gold)} - corpus.by_id.keys())
     if unknown:
         near = difflib.get_close_matches(unknown[0], list(corpus.by_id), n=1)
         raise RetrievalError(
             f"{asked}: {len(unknown)} source chunks are not in the corpus {corpus.name}, first {unknown[0]!r}"
             f"{f' (near: {near[0]!r})' if near else ''}. Pass the corpus that the questions were written from."
         )
-    return [corpus.by_id[query.gold or ""] for query in queries]
+    return [[corpus.by_id[chunk] for chunk in gold_ids(query.gold)] for query in queries]
+
+
+def chunks_as_hits(chunks: Sequence[Chunk]) -> Hits:
+    """Hits of chunks that weren't searched for: the score is 1 / rank."""
+    return tuple(Hit(chunk, 1 / rank, rank) for rank, chunk in enumerate(chunks, start=1))
 
 
 class Oracle(_Control):
-    """The gold chunk, alone at rank 1, for any k >= 1: the best that retrieval could do."""
+    """The gold chunk, alone at rank 1, for any k >= 1: the best that retrieval could do.
+
+    Of a question that takes several chunks the first k, in the order in which the question names them.
+    """
 
     name = "oracle"
 
@@ -89,7 +97,7 @@ class Oracle(_Control):
         if k == 0:
             return [() for _ in queries]
         gold = gold_chunks(self.corpus, queries, "retriever=oracle")
-        return [(Hit(chunk, 1.0, 1),) for chunk in gold]
+        return [chunks_as_hits(chunks[:k]) for chunks in gold]
 
 
 @dataclass

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lm_eval_kinject.corpus import Corpus
-from lm_eval_kinject.records import Chunk, Hit, Query
-from lm_eval_kinject.retrieval.controls import Random, gold_chunks
+from lm_eval_kinject.errors import RetrievalError
+from lm_eval_kinject.records import Query
+from lm_eval_kinject.retrieval.controls import Random, chunks_as_hits, gold_chunks
 from lm_eval_kinject.retrieval.library import Probe, Search
 from lm_eval_kinject.retrieval.protocol import Hits
 from lm_eval_kinject.stages import argument, register, whole
@@ -59,9 +60,14 @@ class _Among(Probe):
         right = gold_chunks(corpus, queries, self.needs_gold)
         made = []
         for gold, hits in zip(right, self._candidates(corpus, queries, found, search), strict=True):
-            chunks = [hit.chunk for hit in hits if hit.chunk.id != gold.id][: search.k - 1]
-            chunks.insert(self.probe_place - 1, gold)
-            made.append(_as_hits(chunks))
+            if len(gold) > 1:
+                raise RetrievalError(
+                    f"{self.needs_gold} puts one right chunk among wrong ones, and a question takes {len(gold)} chunks "
+                    "together; leave it out for this task"
+                )
+            chunks = [hit.chunk for hit in hits if hit.chunk.id != gold[0].id][: search.k - 1]
+            chunks.insert(self.probe_place - 1, gold[0])
+            made.append(chunks_as_hits(chunks))
         return made
 
     def _candidates(
@@ -69,10 +75,6 @@ class _Among(Probe):
     ) -> Sequence[Hits]:
         """Hits of each query of which the first k - 1 wrong ones are taken; k are enough, as one chunk is right."""
         raise NotImplementedError
-
-
-def _as_hits(chunks: Sequence[Chunk]) -> Hits:
-    return tuple(Hit(chunk, 1 / rank, rank) for rank, chunk in enumerate(chunks, start=1))
 
 
 @register

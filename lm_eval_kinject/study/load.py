@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.provenance import read_json
+from lm_eval_kinject.records import gold_ids
 from lm_eval_kinject.study.cells import MANIFEST
 from lm_eval_kinject.study.outcomes import Answered, CellOutcome
 
@@ -107,18 +108,24 @@ def _answers(samples: Mapping[str, list[dict[str, Any]]]) -> Iterator[Answered]:
 
 def _answer(task: str, row: Mapping[str, Any], offset: int) -> Answered:
     trace = _trace(row)
-    gold = trace.get("gold")
-    chunk = gold if gold is not None else row["doc"].get("source_chunk") if isinstance(row["doc"], dict) else None
+    said = trace.get("gold")
+    gold = gold_ids(tuple(said) if isinstance(said, list) else said)  # of several, all must be there
+    chunk = gold[0] if gold else row["doc"].get("source_chunk") if isinstance(row["doc"], dict) else None
     used = list(trace.get("used", ()))
     return Answered(
         doc_id=offset + int(row["doc_id"]),
         cluster="" if chunk is None else f"{task}/{chunk}" if offset else str(chunk),
         correct=_correct(row),
         tied=_tied(row),
-        gold_rank=next((hit["rank"] for hit in trace.get("hits", ()) if hit["id"] == gold), None),
-        gold_place=used.index(gold) + 1 if gold in used else None,
+        gold_rank=_last(gold, {hit["id"]: hit["rank"] for hit in trace.get("hits", ())}),
+        gold_place=_last(gold, {chunk: place for place, chunk in enumerate(used, 1)}),
         prompt_places=len(used),
     )
+
+
+def _last(gold: Sequence[str], places: Mapping[str, int]) -> int | None:
+    """The place of the last of the gold chunks; None where one is missing."""
+    return max(places[chunk] for chunk in gold) if gold and all(chunk in places for chunk in gold) else None
 
 
 def _trace(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -108,6 +108,7 @@ def test_edition_2_asks_questions_that_take_two_chunks(
         assert sample["doc"]["source_chunk"] == followed
         assert followed == f"{event}-next"
         assert {followed, event} <= set(corpus.by_id)
+        assert sample["arguments"][0][2]["kinject"]["gold"] == [followed, event]
 
 
 def test_an_edition_that_is_not_there_is_named(

@@ -8,7 +8,17 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from lm_eval_kinject.errors import ProvenanceError
-from lm_eval_kinject.models.results import Figure, check_complete, figures, loading, model_identity, ties
+from lm_eval_kinject.models.prompts import Written
+from lm_eval_kinject.models.results import (
+    Figure,
+    check_complete,
+    figure_of,
+    figures,
+    loading,
+    model_identity,
+    ties,
+)
+from lm_eval_kinject.records import Chunk, Hit, Trace
 
 
 def figure(doc_id, rank, *, task="t", gold=True, used=True, dropped=0, truncated=False, tokens=10):
@@ -41,6 +51,30 @@ def test_questions_without_gold_do_not_count_as_misses():
     found = figures([figure(0, 1), figure(1, None, gold=False)], 3)["t"]
     assert (found["questions"], found["questions_with_gold"], found["recall@1"]) == (2, 1, 1.0)
     assert "recall@1" not in figures([figure(0, None, gold=False)], 3)["t"]
+
+
+def written(gold, found, used):
+    hits = tuple(Hit(Chunk(chunk, ""), 1 / rank, rank) for rank, chunk in enumerate(found, 1))
+    return Written(None, (), Trace("q", hits[:2], tuple(used), (), None, 10, gold), hits, "f")
+
+
+@pytest.mark.parametrize(
+    ("gold", "found", "used", "rank", "is_used"),
+    [
+        ("a", "bac", "ba", 2, True),
+        ("a", "bca", "bc", 3, False),
+        ("d", "abc", "ab", None, False),
+        (("a", "c"), "abc", "ab", 3, False),
+        (("c", "a"), "abc", "ca", 3, True),
+        (("a", "d"), "abc", "ab", None, False),
+        (("a",), "ab", "ab", 1, True),
+    ],
+)
+def test_of_several_gold_chunks_all_must_be_there(gold, found, used, rank, is_used):
+    asked = Instance("loglikelihood", {}, ("c", "x"), 0, metadata=("t", 4, 1))
+    assert figure_of(asked, written(gold, found, used)) == figure(4, rank, used=is_used)
+    none = figure_of(asked, written(None, found, used))
+    assert (none.has_gold, none.gold_rank, none.gold_used) == (False, None, False)
 
 
 def test_budget():

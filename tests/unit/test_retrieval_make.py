@@ -134,6 +134,22 @@ def test_many_equal_chunks_are_ordered_by_id(tmp_path: Path, bert: Path) -> None
 # Controls -------------------------------------------------------------------------------------------------------------
 
 
+def test_oracle_gives_the_first_k_of_several_gold_chunks_in_their_order() -> None:
+    oracle = make_retriever("oracle", CORPUS)
+    queries = [Query("two", ("c003", "c001")), Query("one", "c002"), Query("alone", ("c000",))]
+    for k, expected in (
+        (1, ["c003", "c002", "c000"]),
+        (2, ["c003 c001", "c002", "c000"]),
+        (5, ["c003 c001", "c002", "c000"]),
+    ):
+        found = oracle.search(queries, k)
+        assert [" ".join(hit.chunk.id for hit in hits) for hits in found] == expected
+        assert [[(hit.rank, hit.score) for hit in hits] for hits in found][1] == [(1, 1.0)]
+    assert [(hit.rank, hit.score) for hit in oracle.search(queries, 2)[0]] == [(1, 1.0), (2, 0.5)]
+    with pytest.raises(RetrievalError, match=r"1 source chunks are not in the corpus.*'c0009'"):
+        oracle.search([Query("two", ("c001", "c0009"))], 2)
+
+
 def test_oracle_says_what_it_lacks() -> None:
     oracle = make_retriever("oracle", CORPUS)
     with pytest.raises(RetrievalError, match=r"1 of 2 questions name none \(the first: 'why'\)"):

@@ -305,6 +305,7 @@ def _task_files(edition: Edition) -> tuple[tuple[str, ...], dict[str, str]]:
         variants["_multihop"] = "_multihop_yaml"
         for split in ("dev", "test"):
             common = _renamed(common, f"{split}: data/{split}.parquet", f"{split}: data/multihop_{split}.parquet")
+        common = _renamed(common, "gold: source_chunk", "gold: source_chunks")  # both
         files["_multihop_yaml"] = common
     names: list[str] = []
     for variant, include in variants.items():
