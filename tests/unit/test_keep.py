@@ -279,7 +279,7 @@ def test_a_regulariser_that_cannot_be(tmp_path, changes, said):
 
 def test_an_overshooting_pull_is_told_what_would_do(tmp_path):
     (problem,) = problems(tmp_path, regulariser={"kind": "recadam", "gamma": 20_000})  # · 1e-4 = 2
-    assert problem.endswith("overshoots: take a learning rate below 5e-05, or gamma below 1e+04")
+    assert problem.endswith("overshoots: take a learning rate below 5e-05, or gamma below 10000")
 
 
 def test_recadams_bound_is_at_one(tmp_path):

@@ -596,8 +596,8 @@ def _regulariser_problems(recipe: Recipe) -> list[str]:
     if rate * pull >= 1:
         problems.append(
             f"regulariser recadam: learning rate {rate:g} · gamma {held.gamma:g} · (1 − λ) is {rate * pull:.3g} at the "
-            f"first update and must be below 1, or the pull overshoots: take a learning rate below {1 / pull:.3g}, or "
-            f"gamma below {held.gamma / (rate * pull):.3g}"
+            f"first update and must be below 1, or the pull overshoots: take a learning rate below {1 / pull:g}, or "
+            f"gamma below {held.gamma / (rate * pull):g}"
         )
     return problems
 
