@@ -11,6 +11,7 @@ import pytest
 import yaml
 from helpers.tiny_models import make_tiny
 from helpers.training import text, write_corpus, write_recipe
+from kinject_trainer.card import write_card
 from kinject_trainer.command import train
 from kinject_trainer.data import Replayed, Store, Stream, epoch_order
 from kinject_trainer.documents import open_corpus
@@ -278,6 +279,9 @@ def test_dry_run_record_and_card_name_it(tmp_path):
     """Twelve documents an epoch; nine are replayed in the first, four in the second, of seven that there are."""
     model, corpus, old = make_tiny("llama", tmp_path), write_corpus(tmp_path / "c"), past(tmp_path / "past")
     recipe = write_recipe(tmp_path / "r.yaml", model, corpus, replay={"corpus": old, "ratio": 0.75, "decay": 0.5})
+    (tmp_path / "general.txt").write_text("Rain fell on the hills, and the river rose by the width of a hand. " * 4)
+    recipe.write_text(recipe.read_text() + f"general_text: {tmp_path / 'general.txt'}\n")
+    recipe.write_text(recipe.read_text().replace("forgetting: false", "forgetting: true"))
     dry = train(recipe, dry_run=True).estimate
     assert (dry.documents, dry.replay, dry.replayed_documents) == (12, "past", 9)
     assert dry.tokens == 2 * dry.epoch_tokens + dry.replayed_tokens
@@ -298,6 +302,13 @@ def test_dry_run_record_and_card_name_it(tmp_path):
     assert f"{replay['tokens']:,} of the tokens trained on" in card
     assert "| epochs | 2.00 |" in card
     assert "Training losses are over what is replayed, too." in card
+    assert "none of it is of the corpus, and it was not compared with what was replayed." in card
+    record["replay"]["corpus"]["name"] = "newswire-older"
+    for figures in (record["outcome"]["before"], record["outcome"]["after"]):
+        figures["recall"] = 0.5
+    card = write_card(record)
+    assert "none of it is trained on." in card
+    assert "The recall asks for facts of the older news that was replayed: it was read again, not only kept." in card
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [e["epoch"] for e in log if "loss" in e][-1] == 2.0
     settings = dict(_settings(Run(**record)))

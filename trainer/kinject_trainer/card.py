@@ -125,9 +125,15 @@ def _forgetting(record: Mapping[str, Any]) -> str:
     return (
         "## Forgetting\n\n"
         + _table(("", "before", "after"), rows)
-        + f"\nGeneral text: {record['general_text']}; none of it is trained on.\n"
+        + f"\nGeneral text: {record['general_text']}; {_apart(record)}.\n"
         + (_REPLAYED_RECALL if _replays_the_old_world(record) and after["recall"] is not None else "")
     )
+
+
+def _apart(record: Mapping[str, Any]) -> str:
+    if "replay" not in record or _replays_the_old_world(record):
+        return "none of it is trained on"
+    return "none of it is of the corpus, and it was not compared with what was replayed"
 
 
 def _replays_the_old_world(record: Mapping[str, Any]) -> bool:
