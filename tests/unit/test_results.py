@@ -55,7 +55,7 @@ def test_questions_without_gold_do_not_count_as_misses():
 
 def written(gold, found, used):
     hits = tuple(Hit(Chunk(chunk, ""), 1 / rank, rank) for rank, chunk in enumerate(found, 1))
-    return Written(None, (), Trace("q", hits[:2], tuple(used), (), None, 10, gold), hits, "f")
+    return Written(None, (), Trace("q", hits[:2], tuple(used), (), None, 10, gold), hits, "f", hits, ())
 
 
 @pytest.mark.parametrize(
