@@ -72,7 +72,8 @@ def written(gold, found, used):
 )
 def test_of_several_gold_chunks_all_must_be_there(gold, found, used, rank, is_used):
     asked = Instance("loglikelihood", {}, ("c", "x"), 0, metadata=("t", 4, 1))
-    assert figure_of(asked, written(gold, found, used)) == figure(4, rank, used=is_used)
+    expected = replace(figure(4, rank, used=is_used), retrieved_rank=rank)
+    assert figure_of(asked, written(gold, found, used)) == expected
     none = figure_of(asked, written(None, found, used))
     assert (none.has_gold, none.gold_rank, none.gold_used) == (False, None, False)
 
