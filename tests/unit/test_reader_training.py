@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -10,13 +9,19 @@ from typing import Any, get_args
 import pytest
 import torch
 from kinject_trainer.reader import pretrain
-from kinject_trainer.reader.mixture import Batch, Mixture, Phase, training_kinds
+from kinject_trainer.reader.mixture import Batch, Mixture, Phase, phases, training_kinds
 from kinject_trainer.reader.pretrain import make_tokenizer, new_model, train
 from kinject_trainer.reader.probe import probe_worlds
 from transformers import PreTrainedTokenizerBase
 
 from lm_eval_kinject.corpus.sources.newswire.edition import BUNDLED_SEED, EditionSize
-from lm_eval_kinject.corpus.sources.newswire.kind import HELD_OUT_PHRASINGS, READER_HELD_OUT_KINDS, load_kinds
+from lm_eval_kinject.corpus.sources.newswire.kind import (
+    EDITIONS,
+    HELD_OUT_PHRASINGS,
+    READER_HELD_OUT_KINDS,
+    load_kinds,
+)
+from lm_eval_kinject.corpus.sources.newswire.multihop import can_follow, consequences_of
 from lm_eval_kinject.corpus.sources.newswire.world import Event, World
 from lm_eval_kinject.provenance import fingerprint_records
 
@@ -76,13 +81,18 @@ def test_held_out_kinds_and_phrasings_are_kept_from_it() -> None:
             assert not set(wordings) & set(seen[whole.kind].questions[slot])
 
 
-def test_no_name_of_its_worlds_is_in_the_bundled_edition(tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize("number", EDITIONS)
+def test_no_name_of_its_worlds_is_in_the_bundled_edition(number: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """People, towns, companies, what else is composed, and events; fixed lists, dates and numbers are shared."""
-    mixture = Mixture(tokenizer)
-    of_tokenizer = World(1904, training_kinds(), 3600, "reader")
-    worlds = [mixture.recall_world, *mixture.reading_worlds, *probe_worlds().values(), of_tokenizer]
+    mixture = Mixture(tokenizer, edition=number)
+    of_tokenizer = World(1904, training_kinds(number), 3600, "reader")
+    worlds = [mixture.recall_world, *mixture.reading_worlds, *probe_worlds(number).values(), of_tokenizer]
     reader = {name for world in worlds for name in _names(world.events)}
-    edition = _names(World(BUNDLED_SEED, load_kinds(), EditionSize().events).events)
+    public = World(BUNDLED_SEED, load_kinds(edition=number), EditionSize().events)
+    edition = _names(public.events)
+    if number > 1:
+        reader |= _names([one.event for told in mixture.consequences for one in told])
+        edition |= _names([one.event for one in consequences_of(public, list(filter(can_follow, public.events))[:410])])
     assert len(edition) > 5000
     assert len(reader) > 40_000
     assert not edition & reader
@@ -113,10 +123,14 @@ def test_held_out_phrasings_are_the_ones_that_the_reader_never_saw() -> None:
     assert found == HELD_OUT, RETRAIN
 
 
-@pytest.mark.parametrize("phase", get_args(Phase))
-def test_a_step_is_a_function_of_seed_and_number(phase: Phase, tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize(
+    ("phase", "edition"), [*((phase, 1) for phase in get_args(Phase)), ("reading", 2), ("mixed", 2)]
+)
+def test_a_step_is_a_function_of_seed_and_number(
+    phase: Phase, edition: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
     def batches(seed: int, step: int, *, after: int | None = None) -> list[Batch]:
-        mixture = Mixture(tokenizer, seed)
+        mixture = Mixture(tokenizer, seed, edition=edition)
         if after is not None:
             mixture.step(phase, after, 0.5, 2048)
         return mixture.step(phase, step, 0.5, 2048)
@@ -151,16 +165,8 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path, monkeypatch
     monkeypatch.setattr(pretrain, "probe", lambda model, mixture: {})  # the slow part, and it changes nothing
 
     def run(folder: str, *, killed_at: int | None = None) -> None:
-        arguments = argparse.Namespace(
-            out=tmp_path / folder,
-            start=None,
-            reading_steps=3,
-            recall_steps=3,
-            tokens=100,
-            seed=0,
-            probe_every=9,
-            save_every=1,
-        )
+        said = f"--out {tmp_path / folder} --reading-steps 3 --recall-steps 3 --tokens 100 --save-minutes 0"
+        arguments = pretrain.parser().parse_args(said.split())
         clip, calls = torch.nn.utils.clip_grad_norm_, 0
 
         def killing_clip(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -179,7 +185,7 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             run("resumed", killed_at=killed_at)
     run("resumed")
-    for phase in get_args(Phase):
+    for phase in phases(1):
         whole, resumed = (
             torch.load(tmp_path / folder / f"{phase}.pt", weights_only=True)["model"] for folder in ("whole", "resumed")
         )

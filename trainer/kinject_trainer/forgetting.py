@@ -25,6 +25,7 @@ from kinject_trainer.data import cut, encoder
 from kinject_trainer.evaluate import mean_token_loss
 from kinject_trainer.recipe import Recipe
 from lm_eval_kinject.errors import CorpusError
+from lm_eval_kinject.plugin import assets_dir
 from lm_eval_kinject.provenance import fingerprint
 
 __all__ = ["Figures", "Gauge", "general_text_fingerprint", "make_gauge"]
@@ -104,7 +105,7 @@ def make_gauge(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, micro: int) -
             break
     # Whole blocks only: a title or a last line says little of how well a model writes.
     whole = [block for block in blocks if len(block) == recipe.block_size][:_BLOCKS]
-    questions = _old_world(tokenizer) if recipe.model == READER else []
+    questions = old_world(tokenizer, reader_edition()) if recipe.model == READER else []
     return Gauge(name, whole or cut([encode(t) for t in texts], recipe.block_size)[:1], questions, micro)
 
 
@@ -143,7 +144,7 @@ def _unread_news() -> list[str]:
     from lm_eval_kinject.corpus.sources.newswire.realise import realise
     from lm_eval_kinject.corpus.sources.newswire.world import World
 
-    world = World(PROBE_SEED, training_kinds(), 4 * _BLOCKS, "reader")
+    world = World(PROBE_SEED, training_kinds(reader_edition()), 4 * _BLOCKS, "reader")
     # In one text, as chunks stand in the reader's training: many to a block.
     return ["\n\n".join(realise(event, 0, stream="reader") for event in world.events)]
 
@@ -151,12 +152,19 @@ def _unread_news() -> list[str]:
 # The reader's old world -----------------------------------------------------------------------------------------------
 
 
-def _old_world(tokenizer: PreTrainedTokenizerBase) -> list[Question]:
+def reader_edition() -> int:
+    """The edition of the newswire that the embedded reader was trained for."""
+    from kinject_trainer.reader.mixture import edition_of
+
+    return edition_of(assets_dir() / READER)
+
+
+def old_world(tokenizer: PreTrainedTokenizerBase, edition: int) -> list[Question]:
     """Questions about the world that the reader knows by heart: both those it was trained on and those it wasn't."""
     from kinject_trainer.reader.mixture import Mixture, cloze_prompt
     from lm_eval_kinject.corpus.sources.newswire.ask import Examiner
 
-    world = Mixture(tokenizer).recall_world
+    world = Mixture(tokenizer, edition=edition).recall_world
     examiner = Examiner(world.events, _SEED)
     rng = random.Random(f"forgetting:{_SEED}")
     questions: list[Question] = []

@@ -23,7 +23,7 @@ def draw(entries: Sequence[Mapping[str, Any]], file: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
     starts = _phase_starts(entries)
     steps = [starts[e["phase"]] + e["step"] + 1 for e in entries]
-    for name in ("option texts", "letters", "statements", "closed book"):
+    for name in ("option texts", "letters", "statements", "closed book", "plain news", "two chunks"):
         points = [(step, e["losses"][name]) for step, e in zip(steps, entries, strict=True) if name in e["losses"]]
         losses = [loss for _, loss in points]
         means = [sum(losses[max(0, i - _SMOOTH + 1) : i + 1]) / min(i + 1, _SMOOTH) for i in range(len(losses))]

@@ -1,6 +1,6 @@
 """What the reader trains on: rows of token ids, each token with the weight of its loss.
 
-Four kinds of row, all from worlds of the realm ``reader`` and without the held-out kinds and phrasings:
+Kinds of row, all from worlds of the realm ``reader`` and without the held-out kinds and phrasings:
 
 - *reading*: one to five chunks in the prompt, then questions about any of them, as option texts (cloze) or letters,
   sometimes after few-shot examples whose chunks aren't there (their answers carry no loss). Early rows have single
@@ -9,9 +9,15 @@ Four kinds of row, all from worlds of the realm ``reader`` and without the held-
   be copied from the first, which teaches looking back long before answers do.
 - *statements*: chunks of the recall world, a fixed world of older events, in ever new wordings.
 - *closed book*: questions about half of the recall world's facts, with nothing in the prompt.
+- *plain news*: ever new events as continued pretraining on raw text has them: whole documents between their marks, one
+  after the other, cut into blocks of 256 (`kinject_trainer.data`), and nothing asked.
+- *two chunks*: an event, what follows from it, and the question that takes both; since edition 2.
 
-Training has two phases: *reading*, in which it learns to read, and *recall*, in which about half of it is on the recall
-world.
+Training has two phases: *reading*, in which it learns to read, and then, for edition 1, *recall*, in which about half
+of it is on the recall world. For edition 2 the second phase is *mixed*: every kind of row, in the same `Shares` from
+its first step to its last, so that none is forgotten for another, and raw text is nothing new to what comes after.
+
+Editions of the newswire have different events, so a reader belongs to one: its worlds, its recall, its mixture.
 
 A batch is a pure function of seed and step, so a resumed training sees what an uninterrupted one sees.
 """
@@ -19,18 +25,30 @@ A batch is a pure function of seed and step, so a resumed training sees what an 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from kinject_trainer.data import cut, encoder
 from lm_eval_kinject.corpus.sources.newswire.ask import Examiner
 from lm_eval_kinject.corpus.sources.newswire.kind import READER_HELD_OUT_KINDS, Kind, load_kinds
+from lm_eval_kinject.corpus.sources.newswire.multihop import (
+    CONSEQUENCES_DIR,
+    FIRST_EDITION,
+    Consequence,
+    MultihopExaminer,
+    can_follow,
+    consequences_of,
+)
 from lm_eval_kinject.corpus.sources.newswire.realise import realise
 from lm_eval_kinject.corpus.sources.newswire.world import Event, World
+from lm_eval_kinject.plugin import assets_dir
+from lm_eval_kinject.provenance import read_json
 from lm_eval_kinject.records import Question
 
 RECALL_SEED, RECALL_EVENTS = 1901, 600
@@ -47,14 +65,58 @@ ANSWER_WEIGHT, LETTER_WEIGHT, STATEMENT_WEIGHT, FACT_WEIGHT, CONTEXT_WEIGHT = 10
 """Loss weights. An answer is a few tokens of a row of hundreds, a letter is one, the facts a fifth of a statement."""
 
 ROW = 512  # tokens of a recall row
+BLOCK = 256  # tokens of a row of plain news, as in the recipes
+_FOLLOWED = 400  # events of a reading world from which something follows
 _WORDINGS = 40  # realisations of one recall event
 _REPLAYED_WORDINGS = 10  # as many as a chunk of the bundled newswire has paraphrases
 _PEERS = 12  # events that lend wrong options
 
 
-def training_kinds() -> list[Kind]:
-    """The kinds and phrasings that the reader may see."""
-    return [k.for_reader_training() for k in load_kinds() if k.kind not in READER_HELD_OUT_KINDS]
+def training_kinds(edition: int = 1) -> list[Kind]:
+    """The kinds and phrasings that the reader of an edition may see."""
+    return [k.for_reader_training() for k in load_kinds(edition=edition) if k.kind not in READER_HELD_OUT_KINDS]
+
+
+def edition_of(reader: Path) -> int:
+    """The edition that a reader's folder says it was trained for; 1 where it says nothing."""
+    return int(read_json(reader / "config.json").get("newswire_edition", 1))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How many micro-batches of each kind a step of the mixed phase has on average.
+
+    The loss is the mean over a step's micro-batches, whatever their number: what counts is how they compare.
+    """
+
+    option_texts: float = 1.5
+    letters: float = 0.6
+    two_chunks: float = 0.4
+    retelling: float = 0.1
+    statements: float = 1.0
+    closed_book: float = 0.5
+    plain_news: float = 1.2
+
+    @classmethod
+    def parse(cls, text: str) -> Shares:
+        """``plain_news=2,letters=0.5``: the named ones changed.
+
+        Raises:
+            ValueError: saying which name or number is wrong.
+        """
+        known = [one.name for one in fields(cls)]
+        given: dict[str, float] = {}
+        for part in filter(None, text.split(",")):
+            name, _, value = part.partition("=")
+            if name not in known:
+                raise ValueError(f"{name!r} is no share; name some of {', '.join(known)}, as plain_news=2")
+            given[name] = float(value)
+            if not 0 <= given[name] <= 20:
+                raise ValueError(f"the share {part!r} must be from 0 to 20 micro-batches a step")
+        shares = cls(**given)
+        if not any(getattr(shares, name) for name in known):
+            raise ValueError("all shares are 0: nothing would be trained on")
+        return shares
 
 
 @dataclass
@@ -74,7 +136,12 @@ class Batch:
     rows: list[Row]
 
 
-Phase = Literal["reading", "recall"]
+Phase = Literal["reading", "recall", "mixed"]
+
+
+def phases(edition: int) -> tuple[Phase, Phase]:
+    """The two phases of an edition's training, in their order."""
+    return ("reading", "recall" if edition == 1 else "mixed")
 
 
 class RowWriter:
@@ -192,21 +259,33 @@ class Mixture:
     Args:
         tokenizer: the reader's.
         seed: fixes everything.
+        edition: of the newswire.
+        shares: of the mixed phase.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, seed: int = 0, *, edition: int = 1, shares: Shares | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.seed = seed
+        self.edition = edition
+        shares = shares or Shares()
+        self.shares = shares if edition >= FIRST_EDITION else replace(shares, two_chunks=0)
 
     @cached_property
     def reading_worlds(self) -> list[World]:
         """Fresh events to read about; several worlds, since one has only some hundred names of each kind."""
-        return _reading_worlds()
+        return _reading_worlds(self.edition)
 
     @cached_property
     def recall_world(self) -> World:
         """The older events that the reader knows by heart."""
-        return _recall_world()
+        return _recall_world(self.edition)
+
+    @cached_property
+    def consequences(self) -> list[list[Consequence]]:
+        """What follows from some events of each reading world."""
+        return _consequences(self.edition)
 
     def reading_row(self, world: World, shape: ReadingShape, rng: random.Random) -> Row:
         """Chunks, then questions about them."""
@@ -279,18 +358,55 @@ class Mixture:
                 write_question(writer, examiner.ask(event, rng.choice(slots), ""), rng.random() < 0.2, True, rng)
         return _cut(writer.end(), length)
 
+    def plain_rows(self, rng: random.Random, count: int) -> list[Row]:
+        """Blocks of raw news: what continued pretraining on other events would train on."""
+        encode = encoder(self.tokenizer)
+        world = rng.choice(self.reading_worlds)
+        ids: list[int] = []
+        while len(ids) < (count + 1) * BLOCK:
+            ids += encode(realise(rng.choice(world.events), rng.randrange(1000), stream="reader"))
+        blocks = cut([ids[rng.randrange(BLOCK) :]], BLOCK)[:count]  # a block begins anywhere in a document
+        return [Row(block, [0.0] + [STATEMENT_WEIGHT] * (len(block) - 1)) for block in blocks]
+
+    def two_chunks_row(self, letters: bool, rng: random.Random) -> Row:
+        """An event and what follows from it, among others, then the question that takes both, and some that don't."""
+        number = rng.randrange(len(self.reading_worlds))
+        world, told = self.reading_worlds[number], self.consequences[number]
+        one = rng.choice(told)
+        beside = [_same_kind(world.events, one.origin, rng) for _ in range(rng.randint(0, 2))]
+        plain = list({event.id: event for event in (one.origin, *beside)}.values())
+        chunks = [*plain, one.event]
+        rng.shuffle(chunks)
+        writer = RowWriter(self.tokenizer)
+        if letters and rng.random() < 0.5:
+            writer.text(DESCRIPTION, 0.0)
+        for event in chunks:
+            writer.text(realise(event, rng.randrange(1000), stream="reader") + "\n\n", CONTEXT_WEIGHT)
+        examiner = Examiner([*plain, *_peers(world.events, plain, rng)], rng.getrandbits(30))
+        slots = [(event, slot) for event in plain for slot in event.kind.questions]
+        asked = [examiner.ask(event, slot, "") for event, slot in rng.sample(slots, 3)]
+        asked.append(MultihopExaminer([one, *rng.sample(told, _PEERS)], rng.getrandbits(30)).ask(one, ""))
+        rng.shuffle(asked)
+        for place, question in enumerate(asked):
+            if place:
+                writer.text("\n\n", CONTEXT_WEIGHT)
+            write_question(writer, question, letters, True, rng, None if letters else FIRST_WEIGHT)
+        return writer.end()
+
     def step(self, phase: Phase, step: int, progress: float, tokens: int) -> list[Batch]:
         """The micro-batches of one optimizer step.
 
         Args:
             phase: "reading" moves from sentences to five chunks, and from reading alone to reading and some recall;
-                "recall" is about half reading and half recall.
+                "recall" is about half reading and half recall; "mixed" has all kinds of row in their `Shares`.
             step: its number in the phase, the random stream's name.
             progress: 0 at the start of the phase, 1 at its end.
             tokens: about how many tokens a micro-batch holds.
         """
         if phase == "recall":
             return self._recall_step(random.Random(f"mixture:recall:{self.seed}:{step}"), progress, tokens)
+        if phase == "mixed":
+            return self._mixed_step(random.Random(f"mixture:mixed:{self.seed}:{step}"), tokens)
         rng = random.Random(f"mixture:{self.seed}:{step}")
         # Letters twice once options are read as texts: to name one is the same reading and a step more.
         formats = (False, True) if progress < FOUNDATION_UNTIL else (False, True, True)
@@ -321,6 +437,32 @@ class Mixture:
         if rng.random() < 0.1:
             batches.append(self._retelling_batch(rng, tokens))
         return batches
+
+    def _mixed_step(self, rng: random.Random, tokens: int) -> list[Batch]:
+        rows = max(2, tokens // ROW)
+        makers: dict[str, Callable[[], Batch]] = {
+            "option_texts": lambda: self._reading_batch(rng, 1.0, tokens, False, finish=True),
+            "letters": lambda: self._reading_batch(rng, 1.0, tokens, True, finish=True),
+            "two_chunks": lambda: self._two_chunks_batch(rng, tokens),
+            "retelling": lambda: self._retelling_batch(rng, tokens),
+            "statements": lambda: Batch(
+                "statements", [self.statements_row(rng, ROW, FACT_WEIGHT) for _ in range(rows)]
+            ),
+            "closed_book": lambda: Batch("closed book", [self.closed_book_row(rng, ROW) for _ in range(rows)]),
+            "plain_news": lambda: Batch("plain news", self.plain_rows(rng, max(2, tokens // BLOCK))),
+        }
+        # Micro-batches a step: the whole part of a share always, its fraction by a draw.
+        counts = {name: int(share + rng.random()) for name, share in vars(self.shares).items()}
+        if not any(counts.values()):
+            counts[max(counts, key=lambda name: float(getattr(self.shares, name)))] = 1
+        return [makers[name]() for name, count in counts.items() for _ in range(count)]
+
+    def _two_chunks_batch(self, rng: random.Random, tokens: int) -> Batch:
+        letters = rng.random() < 0.3
+        rows: list[Row] = []
+        while sum(len(row.ids) for row in rows) < tokens:
+            rows.append(self.two_chunks_row(letters, rng))
+        return Batch("two chunks", rows)
 
     def _retelling_batch(self, rng: random.Random, tokens: int) -> Batch:
         chunks = rng.randint(1, 2)
@@ -353,21 +495,30 @@ Before the former, answers to questions were learnt by heart (.73 of them) and h
 """
 
 
-def _recall_world() -> World:
-    return World(RECALL_SEED, training_kinds(), RECALL_EVENTS, "reader")
+def _recall_world(edition: int) -> World:
+    return World(RECALL_SEED, training_kinds(edition), RECALL_EVENTS, "reader")
 
 
 def older_news() -> Iterator[tuple[str, int, str]]:
     """The recall world as a corpus: (event, number, text), ten of the wordings that the reader was trained on."""
-    events = _recall_world().events
+    events = _recall_world(edition_of(assets_dir() / "reader")).events  # that of the reader which comes with the package
     for number in range(_REPLAYED_WORDINGS):
         for event in events:
             yield event.id, number, realise(event, number, stream="reader")
 
 
-@lru_cache(maxsize=1)
-def _reading_worlds() -> list[World]:
-    kinds = training_kinds()
+@lru_cache(maxsize=2)
+def _consequences(edition: int) -> list[list[Consequence]]:
+    kinds = [kind.for_reader_training() for kind in load_kinds(CONSEQUENCES_DIR, edition=edition)]
+    return [
+        consequences_of(world, [event for event in world.events if can_follow(event)][:_FOLLOWED], kinds)
+        for world in _reading_worlds(edition)
+    ]
+
+
+@lru_cache(maxsize=2)
+def _reading_worlds(edition: int) -> list[World]:
+    kinds = training_kinds(edition)
     return [World(READING_SEED + n, kinds, READING_EVENTS, "reader") for n in range(READING_WORLDS)]
 
 

@@ -59,13 +59,13 @@ def can_follow(event: Event) -> bool:
     return len(people(event)) >= FEWEST_PEOPLE
 
 
-def consequences_of(world: World, origins: Iterable[Event]) -> list[Consequence]:
-    """One consequence of each event, kinds in turn, no two of a kind with the same anchor.
+def consequences_of(world: World, origins: Iterable[Event], kinds: Sequence[Kind] | None = None) -> list[Consequence]:
+    """One consequence of each event, kinds in turn (default: all), no two of a kind with the same anchor.
 
     None of its own values is one of the event that it follows from. They also hold ``origin``, that event's full
     name, which is part of the role and therefore stated.
     """
-    kinds = load_kinds(CONSEQUENCES_DIR, edition=world.edition)
+    kinds = kinds or load_kinds(CONSEQUENCES_DIR, edition=world.edition)
     taken: set[tuple[str, ...]] = set()
     return [_consequence(world, origin, kinds[n % len(kinds)], taken) for n, origin in enumerate(origins)]
 
