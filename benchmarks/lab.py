@@ -9,6 +9,7 @@ question by question.
     python benchmarks/lab.py                                    the reader's table: both tasks, all lines
     python benchmarks/lab.py --lines "closed book;oracle" --limit 100
     python benchmarks/lab.py --runs runs/reader-ft-reg,runs/reader-ft-par      trained on it, against the base
+    python benchmarks/lab.py --multihop                         the questions that take two chunks (since edition 2)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from lm_eval_kinject.corpus.sources.newswire.edition import bundled_edition
 from lm_eval_kinject.corpus.sources.newswire.kind import (
     HELD_OUT_PHRASINGS,
     READER_HELD_OUT_KINDS,
@@ -35,6 +37,7 @@ from lm_eval_kinject.provenance import environment, read_json, write_json
 from lm_eval_kinject.stats import accuracy, mcnemar, paired_difference
 
 TASKS = {"current_events_cloze": "cloze", "current_events": "letters"}
+MULTIHOP_TASKS = {"current_events_multihop_cloze": "cloze", "current_events_multihop": "letters"}
 LINES: dict[str, tuple[str, int]] = {  # name -> model_args, examples
     "closed book": ("k=0", 0),
     "minilm, k=3": ("retriever=minilm,k=3", 0),
@@ -45,6 +48,16 @@ LINES: dict[str, tuple[str, int]] = {  # name -> model_args, examples
     "minilm, k=1": ("retriever=minilm,k=1", 0),
     "minilm, k=5": ("retriever=minilm,k=5", 0),
 }
+FORMATS = TASKS | MULTIHOP_TASKS
+MULTIHOP_LINES: dict[str, tuple[str, int]] = {
+    "closed book": ("k=0", 0),
+    "oracle, k=1": ("retriever=oracle,k=1", 0),
+    "oracle, k=2": ("retriever=oracle,k=2", 0),
+    "minilm, k=3": ("retriever=minilm,k=3", 0),
+    "bm25, k=3": ("retriever=bm25,k=3", 0),
+    "bm25, k=5": ("retriever=bm25,k=5", 0),
+}
+MULTIHOP_COMPARED = {"oracle, k=1": "closed book", "oracle, k=2": "oracle, k=1"}
 COMPARED = {"random, k=3": "closed book", "minilm, k=3, 5-shot": "minilm, k=3"}
 
 Answers = dict[str, dict[str, list[float]]]  # line -> task -> 1.0 or 0.0 a question
@@ -63,9 +76,12 @@ def main() -> None:
     for name, (model_args, shots) in _lines(arguments).items():
         began = time.perf_counter()
         answers[name] = evaluate(model_args, shots, arguments, manager)
-        shown = ", ".join(f"{TASKS[task]} {accuracy(a).percent()}" for task, a in answers[name].items())
+        shown = ", ".join(f"{FORMATS[task]} {accuracy(a).percent()}" for task, a in answers[name].items())
         print(f"{name}: {shown}; {time.perf_counter() - began:.0f} s", flush=True)
-    report(answers, _groups(arguments.limit), {k: v for k, v in COMPARED.items() if not arguments.runs})
+    if arguments.multihop:
+        report(answers, {}, MULTIHOP_COMPARED)
+    else:
+        report(answers, _groups(arguments.limit), {k: v for k, v in COMPARED.items() if not arguments.runs})
     if arguments.runs:
         report_runs(answers, arguments.runs.split(","))
     if arguments.out:
@@ -77,18 +93,31 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", help=f"some of them, separated by semicolons: {'; '.join(LINES)}")
     parser.add_argument("--runs", help="comma-separated result folders of `kinject train`: closed book and minilm each")
+    parser.add_argument("--multihop", action="store_true", help="questions that take two chunks, with their own lines")
     parser.add_argument("--limit", type=int, help="the first questions only")
     parser.add_argument("--pretrained", help="another base model than the embedded reader")
     parser.add_argument("--out", type=Path, help="keep every answer here, as JSON: a 1 or 0 a question")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.multihop and arguments.runs:
+        parser.error("--multihop has no runs: it measures the reader (or --pretrained)")
+    if arguments.multihop and bundled_edition() < 2:
+        parser.error(
+            "the bundled edition has no questions that take two chunks; `make lab` makes edition 2 the bundled one"
+        )
+    return arguments
+
+
+def _tasks(arguments: argparse.Namespace) -> Mapping[str, str]:
+    return MULTIHOP_TASKS if arguments.multihop else TASKS
 
 
 def _lines(arguments: argparse.Namespace) -> Mapping[str, tuple[str, int]]:
     """What to evaluate: name -> model_args and number of examples."""
     base = f",pretrained={arguments.pretrained}" if arguments.pretrained else ""
     if not arguments.runs:
-        chosen = arguments.lines.split(";") if arguments.lines else list(LINES)[:6]
-        return {name.strip(): (LINES[name.strip()][0] + base, LINES[name.strip()][1]) for name in chosen}
+        lines = MULTIHOP_LINES if arguments.multihop else LINES
+        chosen = arguments.lines.split(";") if arguments.lines else list(lines)[:6]
+        return {name.strip(): (lines[name.strip()][0] + base, lines[name.strip()][1]) for name in chosen}
     lines = {"base": (f"k=0{base}", 0), "base, minilm, k=3": (f"retriever=minilm,k=3{base}", 0)}
     for run in map(Path, arguments.runs.split(",")):
         is_adapter = (run / "adapter_config.json").is_file()
@@ -105,7 +134,7 @@ def evaluate(model_args: str, shots: int, arguments: argparse.Namespace, manager
     results = lm_eval.simple_evaluate(
         model="rag-hf",
         model_args=model_args,
-        tasks=list(TASKS),
+        tasks=list(_tasks(arguments)),
         num_fewshot=shots,
         task_manager=manager,
         limit=arguments.limit,
@@ -115,7 +144,7 @@ def evaluate(model_args: str, shots: int, arguments: argparse.Namespace, manager
     )
     if results is None:
         raise SystemExit("run this in one process, without a launcher")
-    samples = {task: sorted(results["samples"][task], key=lambda s: s["doc_id"]) for task in TASKS}
+    samples = {task: sorted(results["samples"][task], key=lambda s: s["doc_id"]) for task in _tasks(arguments)}
     return {task: [float(s["acc"]) for s in found] for task, found in samples.items()}
 
 
@@ -124,7 +153,7 @@ def _groups(limit: int | None) -> Mapping[str, list[int]]:
     folder = tasks_dir() / "current_events"
     questions = pq.read_table(folder / "data" / "test.parquet").to_pylist()[:limit]
     chunks = {row["id"]: row for row in pq.read_table(folder / "corpus" / "chunks.parquet").to_pylist()}
-    kinds = {kind.kind: kind for kind in load_kinds()}
+    kinds = {kind.kind: kind for kind in load_kinds(edition=bundled_edition())}
     groups: dict[str, list[int]] = {name: [] for name in ("known wordings", "held-out phrasings", "held-out kinds")}
     for place, question in enumerate(questions):
         kind = kinds[question["kind"]]
@@ -146,12 +175,12 @@ def report(answers: Answers, groups: Mapping[str, list[int]], compared: Mapping[
     for line, tasks in answers.items():
         for task, right in tasks.items():
             parts = [_share([right[i] for i in places]) for places in groups.values()]
-            print(f"| {line} | {TASKS[task]} | {accuracy(right).percent()} | {' | '.join(parts)} |")
+            print(f"| {line} | {FORMATS[task]} | {accuracy(right).percent()} | {' | '.join(parts)} |")
     print()
     for line, other in compared.items():
         if line in answers and other in answers:
-            for task in TASKS:
-                _compare(line, answers[line][task], other, answers[other][task], TASKS[task])
+            for task in answers[line]:
+                _compare(line, answers[line][task], other, answers[other][task], FORMATS[task])
 
 
 def report_runs(answers: Answers, runs: Sequence[str]) -> None:

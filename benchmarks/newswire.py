@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from lm_eval_kinject.corpus import make_corpus
 from lm_eval_kinject.corpus.sources.files import Source
-from lm_eval_kinject.corpus.sources.newswire import DEFAULT_EDITION, EDITIONS, Kind, load_kinds, make_edition
-from lm_eval_kinject.corpus.sources.newswire.edition import BUNDLED_SEED
+from lm_eval_kinject.corpus.sources.newswire import EDITIONS, Kind, load_kinds, make_edition
+from lm_eval_kinject.corpus.sources.newswire.edition import BUNDLED_SEED, bundled_edition
 from lm_eval_kinject.corpus.sources.newswire.measure import (
     co_occurrence,
     distinct_n,
@@ -29,6 +29,7 @@ from lm_eval_kinject.corpus.sources.newswire.measure import (
     mean_overlap,
     wordings_by_chunk,
 )
+from lm_eval_kinject.corpus.sources.newswire.multihop import FIRST_EDITION
 from lm_eval_kinject.plugin import assets_dir, tasks_dir
 from lm_eval_kinject.records import Chunk, Query
 
@@ -41,7 +42,7 @@ Tables = Mapping[str, Sequence[Row]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--edition", type=int, choices=EDITIONS, default=DEFAULT_EDITION)
+    parser.add_argument("--edition", type=int, choices=EDITIONS, default=bundled_edition())
     parser.add_argument("--seed", type=int, default=BUNDLED_SEED)
     parser.add_argument("--retrievers", help="comma-separated; says how often they find both chunks")
     arguments = parser.parse_args()
@@ -64,9 +65,10 @@ def main() -> None:
 
 
 def _tables(edition: int, seed: int) -> Tables:
-    if (edition, seed) != (DEFAULT_EDITION, BUNDLED_SEED):
+    if (edition, seed) != (bundled_edition(), BUNDLED_SEED):
         return make_edition(seed, edition=edition).tables()
-    names = ("data/test.parquet", "corpus/chunks.parquet", "corpus/paraphrases.parquet")
+    names = ["data/test.parquet", "corpus/chunks.parquet", "corpus/paraphrases.parquet"]
+    names += ["data/multihop_test.parquet"] if edition >= FIRST_EDITION else []
     return {name: pq.read_table(FOLDER / name).to_pylist() for name in names}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from helpers.local_tasks import ROOT, evaluate, prompts
 from helpers.tiny_models import make_tiny
@@ -11,6 +13,7 @@ import lm_eval_kinject.models.rag_hf  # noqa: F401
 from lm_eval_kinject.corpus import load_corpus
 
 TASKS = ("current_events", "current_events_cloze")
+PINS = json.loads((ROOT / "tests" / "gold" / "lab.json").read_text())  # `make lab` writes it
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def test_they_run_with_their_own_corpus(manager, tmp_path):
         figures = result["config"]["kinject"]["tasks"][task]
         assert (figures["recall@1"], figures["mrr"], figures["corpus"]) == (1.0, 1.0, corpus.fingerprint)
     said = result["config"]["kinject"]["corpora"][0]
-    assert (said["revision"], said["licence"]) == ("newswire-2042", "cc0-1.0")
+    assert (said["revision"], said["licence"]) == (PINS["revision"], "cc0-1.0")
 
 
 def test_the_packages_own_adapters_are_one_word(manager, tmp_path, monkeypatch):

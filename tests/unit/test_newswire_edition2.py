@@ -6,8 +6,10 @@ import collections
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -23,8 +25,9 @@ from lm_eval_kinject.corpus.sources.newswire import (
     size_for,
     write_edition,
 )
+from lm_eval_kinject.corpus.sources.newswire import edition as edition_module
 from lm_eval_kinject.corpus.sources.newswire.ask import Examiner, family
-from lm_eval_kinject.corpus.sources.newswire.edition import BUNDLED_SEED
+from lm_eval_kinject.corpus.sources.newswire.edition import BUNDLED_SEED, bundle_edition, bundled_edition
 from lm_eval_kinject.corpus.sources.newswire.kind import KINDS_DIR, TWICE_SINCE_2, read_kind
 from lm_eval_kinject.corpus.sources.newswire.lint import review
 from lm_eval_kinject.corpus.sources.newswire.measure import (
@@ -41,6 +44,7 @@ from lm_eval_kinject.corpus.sources.newswire.multihop import (
 )
 from lm_eval_kinject.corpus.sources.newswire.realise import missing_facts, states
 from lm_eval_kinject.errors import CorpusError
+from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import fingerprint_records
 
 EDITION_1 = "3e1214c9813fc2b6b7f3a9394c3bf93d01b34d0eb94daf80503f8a3a03350ef3"
@@ -435,6 +439,41 @@ def test_a_written_edition_2_says_so(tmp_path: Path, small: Edition) -> None:
     assert re.search(r"multihop_test.parquet` \| 30 \|", card)
     with pytest.raises(CorpusError, match="multihop_test"):
         write_edition(small, tmp_path)
+
+
+def test_an_edition_takes_the_place_of_the_bundled_one_and_makes_room_again(
+    tmp_path: Path, small: Edition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def texts() -> dict[Path, str]:
+        files = [f for f in folder.rglob("*") if f.is_file() and f.suffix in {".yaml", ".md", ""}]
+        return {f.relative_to(folder): f.read_text() for f in files}
+
+    folder = tmp_path / "current_events"
+    shutil.copytree(tasks_dir() / "current_events", folder)
+    bundle_edition(make_edition(5, size_for(200), edition=1), folder)
+    first = texts()
+    assert bundled_edition(folder) == 1
+
+    names = bundle_edition(small, folder)
+    assert names == tuple(f"current_events{end}" for end in ("", "_cloze", "_multihop", "_multihop_cloze"))
+    assert bundled_edition(folder) == 2
+    for name in names:
+        assert f"task: {name}\n" in (folder / f"{name}.yaml").read_text()
+    common, multihop = ((folder / name).read_text() for name in ("_common_yaml", "_multihop_yaml"))
+    assert common == first[Path("_common_yaml")].replace("version: 1.0", "version: 2.0")
+    assert multihop == common.replace("data/", "data/multihop_").replace("gold: source_chunk", "gold: source_chunks")
+    assert "corpus: current_events\n" in common
+    assert pq.read_table(folder / "data" / "multihop_test.parquet").num_rows == 30
+    assert "revision: newswire2-5\n" in (folder / "README.md").read_text()
+    # A fresh edition 1 has the version of edition 1, whatever is bundled.
+    monkeypatch.setattr(edition_module, "tasks_dir", lambda: tmp_path)
+    write_edition(make_edition(5, size_for(200), edition=1), tmp_path / "fresh")
+    fresh = (tmp_path / "fresh" / "_common_yaml").read_text()
+    assert fresh == first[Path("_common_yaml")].replace("corpus: current_events", "corpus: corpus")
+
+    bundle_edition(make_edition(5, size_for(200), edition=1), folder)
+    assert texts() == first
+    assert not list(folder.rglob("*multihop*"))
 
 
 def test_a_smaller_edition_keeps_the_proportions() -> None:

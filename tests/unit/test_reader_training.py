@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -9,12 +10,13 @@ from typing import Any, get_args
 import pytest
 import torch
 from kinject_trainer.reader import pretrain
-from kinject_trainer.reader.mixture import Batch, Mixture, Phase, phases, training_kinds
+from kinject_trainer.reader.mixture import Batch, Mixture, Phase, edition_of, phases, training_kinds
 from kinject_trainer.reader.pretrain import make_tokenizer, new_model, train
 from kinject_trainer.reader.probe import probe_worlds
+from kinject_trainer.reader.seen import seen
 from transformers import PreTrainedTokenizerBase
 
-from lm_eval_kinject.corpus.sources.newswire.edition import BUNDLED_SEED, EditionSize
+from lm_eval_kinject.corpus.sources.newswire.edition import BUNDLED_SEED, EditionSize, bundled_edition
 from lm_eval_kinject.corpus.sources.newswire.kind import (
     EDITIONS,
     HELD_OUT_PHRASINGS,
@@ -23,6 +25,7 @@ from lm_eval_kinject.corpus.sources.newswire.kind import (
 )
 from lm_eval_kinject.corpus.sources.newswire.multihop import can_follow, consequences_of
 from lm_eval_kinject.corpus.sources.newswire.world import Event, World
+from lm_eval_kinject.plugin import assets_dir
 from lm_eval_kinject.provenance import fingerprint_records
 
 RETRAIN = (
@@ -30,35 +33,8 @@ RETRAIN = (
     "saw, would no longer be that. Take the change to kinds, names or world back; or retrain the reader (its card says "
     "how), train both adapters in adapters/ again on it, measure anew, and put the new value here."
 )
-RECALL_WORLD = "ff5e923d748c91dc31e44147f12c8aab5ce71b6aa5618cc3f8b6be32af141d97"
-RECALL_QUESTIONS = "72ef00fe8fec0bf012fb189767d81f08849342767e0614b30296a79356bec0bc"
-HELD_OUT = {
-    "art_auction": "0e043a140671",
-    "court_ruling": "f49d0cfbba68",
-    "cup_final": "0b0aa7ebe634",
-    "data_breach": "30d8e2c71310",
-    "election": "9fac9768a4b7",
-    "excavation": "de2fe05b3079",
-    "expedition": "ed36de83e791",
-    "factory_fire": "54147e88f1a9",
-    "ferry_grounding": "1e67d707bf52",
-    "film_release": "901e8c7a0760",
-    "fraud_trial": "00b21488a319",
-    "marathon": "5bafdfc11ac7",
-    "mine_rescue": "c91a1b45b8f7",
-    "museum_opening": "9dd6719351dc",
-    "music_festival": "f21e09ec8d53",
-    "outbreak": "3fff05813e85",
-    "play_premiere": "8ab5912f3c78",
-    "rail_line": "b2be822f76f6",
-    "research_grant": "b50f6cb3a0ed",
-    "satellite_launch": "eb46bc6dd99e",
-    "species_discovery": "2d0e720d592a",
-    "storm": "976420f5628a",
-    "strike": "14b920931dbe",
-    "trade_pact": "2ee3679c654d",
-}
-"""Of each kind that the reader trains on: its held-out phrasings and questions, the fingerprint's first 12 digits."""
+PINS = json.loads((Path(__file__).parents[1] / "gold" / "lab.json").read_text())
+"""What the bundled edition and reader were when they were made; `make lab` writes it."""
 
 
 @pytest.fixture(scope="module")
@@ -105,22 +81,34 @@ def _names(events: Sequence[Event]) -> set[str]:
     return values | {e.name for e in events}
 
 
+def test_the_reader_and_its_edition_are_the_ones_that_were_recorded() -> None:
+    assert PINS["edition"] == bundled_edition()
+    assert PINS["reader"]["edition"] == edition_of(assets_dir() / "reader")
+
+
 def test_the_recall_world_is_the_one_that_the_reader_was_trained_on(tokenizer: PreTrainedTokenizerBase) -> None:
-    world = Mixture(tokenizer).recall_world
+    pinned = PINS["reader"]
+    world = Mixture(tokenizer, edition=pinned["edition"]).recall_world
     events = [{"id": e.id, "kind": e.kind.kind, "values": dict(e.values)} for e in world.events]
-    assert fingerprint_records(events) == RECALL_WORLD, RETRAIN
+    assert fingerprint_records(events) == pinned["recall_world"], RETRAIN
     questions = [{"kind": k.kind, "questions": k.questions} for k in world.kinds]
-    assert fingerprint_records(questions) == RECALL_QUESTIONS, RETRAIN
+    assert fingerprint_records(questions) == pinned["recall_questions"], RETRAIN
 
 
 def test_held_out_phrasings_are_the_ones_that_the_reader_never_saw() -> None:
+    pinned = PINS["reader"]
     found = {}
-    for kind in load_kinds():
+    for kind in load_kinds(edition=pinned["edition"]):
         if kind.kind not in READER_HELD_OUT_KINDS:
             held = kind.held_out_only()
             records = [*([s.slots, s.phrasings] for s in held.sentences), *held.questions.items()]
             found[kind.kind] = fingerprint_records(records)[:12]
-    assert found == HELD_OUT, RETRAIN
+    assert found == pinned["held_out"], RETRAIN
+
+
+def test_what_is_recorded_is_what_is_compared() -> None:
+    assert seen(PINS["reader"]["edition"]) == PINS["reader"], RETRAIN
+    assert not set(seen(2)["held_out"].values()) & set(seen(1)["held_out"].values())
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ BUNDLED_SEED = 2042
 YEAR_OF_EVENTS = 2042
 
 _BUNDLED_TASK = "current_events"
+_VERSION = re.compile(r"(?m)^  version: (?P<edition>\d+)\.\d+$")
 
 # Events of a kind, so that three wrong options can be found that are neither alike nor of the chunk itself.
 _FEWEST_RIVALS = 8
@@ -267,13 +268,62 @@ def write_edition(edition: Edition, folder: Path) -> tuple[str, ...]:
     Raises:
         CorpusError: the folder holds an edition already, or can't be written.
     """
-    tables = edition.tables()
     names, files = _task_files(edition)
-    present = [name for name in (*tables, *files) if (folder / name).exists()]
+    present = [name for name in (*edition.tables(), *files) if (folder / name).exists()]
     if present:
         raise CorpusError(f"{folder} holds {', '.join(present)} already; name another folder or delete these first")
+    _write_files(edition, files, folder)
+    return names
+
+
+def bundled_edition(folder: Path | None = None) -> int:
+    """Which edition the bundled tasks are of: the version that their YAML gives.
+
+    Args:
+        folder: of the tasks; default: where they are installed.
+    """
+    common = ((folder or tasks_dir() / _BUNDLED_TASK) / "_common_yaml").read_text(encoding="utf-8")
+    found = _VERSION.search(common)
+    if found is None:
+        raise CorpusError("the bundled tasks are damaged: they have no version; reinstall the package")
+    return int(found["edition"])
+
+
+def bundle_edition(edition: Edition, folder: Path) -> tuple[str, ...]:
+    """Put an edition in the place of the bundled one: data, corpus, tasks, and the revision that its card names.
+
+    For this project's own checkout. The tasks keep their names; since edition 2 those of questions that take two chunks
+    are beside them, and what an older edition doesn't have is taken away.
+
+    Args:
+        edition: of the bundled seed.
+        folder: ``tasks/current_events``.
+
+    Returns:
+        The names of the tasks.
+
+    Raises:
+        CorpusError: the folder isn't the bundled tasks', or can't be written.
+    """
+    names, files = _task_files(edition, folder)
+    _write_files(edition, files, folder)
+    for stale in (*folder.glob("*multihop*"), *folder.glob("data/multihop_*")):
+        if str(stale.relative_to(folder)) not in (*files, *edition.tables()):
+            stale.unlink()
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    with atomic_write(folder / "README.md") as file:
+        file.write(re.sub(r"\bnewswire\d?-\d+", revision_of(edition), readme).encode())
+    return names
+
+
+def revision_of(edition: Edition) -> str:
+    """What results call the bundled corpus of an edition: ``newswire-2042``, ``newswire2-2042``."""
+    return f"newswire{edition.edition if edition.edition > 1 else ''}-{edition.seed}"
+
+
+def _write_files(edition: Edition, files: Mapping[str, str], folder: Path) -> None:
     try:
-        for name, rows in tables.items():
+        for name, rows in edition.tables().items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(folder / name) as file:
                 pq.write_table(pa.Table.from_pylist(list(rows)), file, compression="zstd", compression_level=19)
@@ -284,22 +334,25 @@ def write_edition(edition: Edition, folder: Path) -> tuple[str, ...]:
                 file.write(text.encode())
     except OSError as error:
         raise CorpusError(f"{folder} can't be written: {error.strerror or error}; make room or name another") from error
-    return names
 
 
-def _task_files(edition: Edition) -> tuple[tuple[str, ...], dict[str, str]]:
+def _task_files(edition: Edition, bundled: Path | None = None) -> tuple[tuple[str, ...], dict[str, str]]:
     """The bundled edition's tasks under names of their own and with the corpus beside them: names, file → text.
 
     They are made from the bundled files, so that a fresh edition is asked exactly as the bundled one. Two editions of
     one seed and different sizes have the same names. Tasks of edition 2 have version 2.
+
+    Args:
+        edition: what they are tasks of.
+        bundled: where they are the bundled tasks themselves, with their own names and corpus.
     """
-    theirs = tasks_dir() / _BUNDLED_TASK
+    theirs = bundled or tasks_dir() / _BUNDLED_TASK
     files = {name: (theirs / name).read_text(encoding="utf-8") for name in ("dataset.py", "_common_yaml")}
-    common = _renamed(files["_common_yaml"], f"corpus: {_BUNDLED_TASK}", "corpus: corpus")
-    if edition.edition > 1:
-        common = _renamed(common, "version: 1.0", f"version: {edition.edition}.0")
+    common = _VERSION.sub(f"  version: {edition.edition}.0", files["_common_yaml"])
+    if bundled is None:
+        common = _renamed(common, f"corpus: {_BUNDLED_TASK}", "corpus: corpus")
     files["_common_yaml"] = common
-    ours = f"newswire{edition.edition if edition.edition > 1 else ''}_{edition.seed}"
+    ours = revision_of(edition).replace("-", "_") if bundled is None else _BUNDLED_TASK
     variants = {"": "_common_yaml"}
     if edition.edition >= FIRST_EDITION:
         variants["_multihop"] = "_multihop_yaml"
@@ -310,11 +363,11 @@ def _task_files(edition: Edition) -> tuple[tuple[str, ...], dict[str, str]]:
     names: list[str] = []
     for variant, include in variants.items():
         for suffix in ("", "_cloze"):
-            bundled = _BUNDLED_TASK + suffix
-            text = (theirs / f"{bundled}.yaml").read_text(encoding="utf-8")
+            template = _BUNDLED_TASK + suffix
+            text = (theirs / f"{template}.yaml").read_text(encoding="utf-8")
             text = _renamed(text, "include: _common_yaml", f"include: {include}")
             names.append(ours + variant + suffix)
-            files[f"{names[-1]}.yaml"] = _renamed(text, f"task: {bundled}", f"task: {names[-1]}")
+            files[f"{names[-1]}.yaml"] = _renamed(text, f"task: {template}", f"task: {names[-1]}")
     return tuple(names), files
 
 
