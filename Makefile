@@ -2,6 +2,7 @@
 # later), pip and make on the machine. Nothing outside this folder is changed but pip's own download cache.
 #
 #   make demo    see the product work: no network beyond the package index, no GPU, no account
+#   make lab     everything published about the lab, made again from an edition (hours; see benchmarks/make_lab.py)
 #   make test    lint, types, import contract, then the whole test suite (what CI runs)
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 # The demo and the tests never need the Hub; a wrong turn to it must fail at once and not after a time-out.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: venv demo test lint format clean
+.PHONY: venv demo lab test lint format clean
 .DEFAULT_GOAL := venv
 
 venv: $(STAMP)
@@ -34,6 +35,9 @@ $(STAMP): pyproject.toml constraints.txt build_backend.py lm_eval_kinject/_start
 
 demo: venv
 	$(OFFLINE) $(BIN)/python -m lm_eval_kinject.demo
+
+lab: venv
+	$(OFFLINE) $(BIN)/python benchmarks/make_lab.py $(LAB_ARGS)
 
 lint: venv
 	@echo "== ruff"

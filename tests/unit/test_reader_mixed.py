@@ -212,6 +212,13 @@ def test_a_resumed_mixed_training_ends_in_the_same_weights(tmp_path: Path, monke
     assert not torch.equal(saved.state_dict()[name], kept["model"][name].bfloat16().float())
 
 
+def test_batches_made_beside_the_training_are_the_same(mixture: Mixture, tmp_path: Path) -> None:
+    shares = Shares.parse(f"{NOTHING},plain_news=1")
+    mixed = Mixture(mixture.tokenizer, edition=2, shares=shares)
+    found = list(pretrain._batches(mixed, "mixed", 1, 4, arguments(tmp_path, "--workers 2")))
+    assert found == [mixed.step("mixed", step, step / 4, 100) for step in (1, 2, 3)]
+
+
 @pytest.mark.parametrize(
     ("said", "match"),
     [("--shares plain=1", "plain"), ("--average last:3", "no average"), ("--dropout 1", "--dropout"),

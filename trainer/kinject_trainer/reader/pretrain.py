@@ -159,7 +159,7 @@ def load_checkpoint(
     """Read all state; returns how many steps were made, 0 where there is no checkpoint."""
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location=model.device)
+    state = torch.load(path, weights_only=True, map_location="cpu")  # what loads it moves it
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
@@ -195,6 +195,8 @@ class _Steps(Dataset[list[Batch]]):
 
 def _batches(mixture: Mixture, phase: Phase, first: int, steps: int, arguments: argparse.Namespace) -> Iterable[Any]:
     data = _Steps(mixture, phase, steps, arguments.tokens)
+    if arguments.workers:
+        data[first]  # makes the worlds here, once, for all processes that are forked
     return DataLoader(data, batch_size=None, sampler=range(first, steps), num_workers=arguments.workers)
 
 
