@@ -501,9 +501,7 @@ def _recall_world(edition: int) -> World:
 
 def older_news() -> Iterator[tuple[str, int, str]]:
     """The recall world as a corpus: (event, number, text), ten of the wordings that the reader was trained on."""
-    events = _recall_world(
-        edition_of(assets_dir() / "reader")
-    ).events  # that of the reader which comes with the package
+    events = _recall_world(edition_of(assets_dir() / "reader")).events
     for number in range(_REPLAYED_WORDINGS):
         for event in events:
             yield event.id, number, realise(event, number, stream="reader")
