@@ -38,6 +38,7 @@ from lm_eval_kinject.scoring.plan import Pack, Trie, cut_pack
 _LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**24}  # entries of the float32 copies made while reading: 8 and 64 MiB
 _SHORT_ON_CPU = 512, 40 * 2**20  # a forward of short prompts: at least so many tokens, and bytes of activations
 _FEWEST_ROWS = 256  # with fewer, K=0 takes 3 % longer: the output matrix is read once a forward
+_WIDE = 128, 2**24  # but where these are over 64 MiB, fewer, as several K in one pass read many rows a forward
 
 
 @dataclass
@@ -64,11 +65,14 @@ def starting_budget(model: PreTrainedModel) -> Budget:
     """A budget that fits the memory at hand, on the careful side.
 
     A forward gets a quarter of the free memory for its activations and an eighth for its logits, up to where more
-    tokens no longer make it faster: on a CPU that is 1024 tokens, and 32 MiB of logits or 256 rows if they are wider.
+    tokens no longer make it faster: on a CPU that is 1024 tokens, and 32 MiB of logits, or 256 rows of a wide vocabulary
+    within 64 MiB, or 128 of a very wide one.
     """
     config = model.config.get_text_config()
     device = next(model.parameters()).device
-    on_cpu = Budget(1024, max(_FEWEST_ROWS, 2**23 // config.vocab_size))
+    least, entries = _WIDE
+    fewest = min(_FEWEST_ROWS, max(least, entries // config.vocab_size))
+    on_cpu = Budget(1024, max(fewest, 2**23 // config.vocab_size))
     most = Budget(8192, 4096) if device.type == "cuda" else on_cpu
     free = free_memory(device)
     if free is None:
