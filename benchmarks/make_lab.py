@@ -6,7 +6,7 @@ README.md, the reader's card and docs/log.md quote figures, and take them by han
 
     make lab                                                  all of it, for the newest edition
     make lab LAB_ARGS=--dry-run                               which stages are up to date, and what the others take
-    make lab LAB_ARGS="--device cuda --reader-args '--workers 12 --tokens 8192 --mixed-steps 1600'"
+    make lab LAB_ARGS="--device cuda --reader-args '--workers 4 --tokens 8192 --mixed-steps 1600'"
     python benchmarks/make_lab.py --only edition,reader
 
 The one idea: a stage is up to date when what it was made from still has the fingerprint that it had, all that it makes
@@ -20,6 +20,7 @@ The reader starts from the one in the package when this is first run, of which `
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import shutil
 import subprocess
@@ -29,6 +30,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lm_eval_kinject.provenance import (
     atomic_write,
@@ -178,9 +181,9 @@ class Lab:
         self.pins = root / "tests" / "gold" / "lab.json"
         self.results = root / "benchmarks" / "results"
         self.recipes = sorted((root / "trainer" / "recipes").glob("reader-*.yaml"))
-        # Which adapters come with the package is said by their records, which have a folder here.
-        records = sorted(file for file in (root / "adapters").glob("*.yaml") if file.with_suffix("").is_dir())
-        self.adapters = [file.stem for file in records]
+        # Every recipe for an adapter is one that comes with the package; of the others only the figures are kept.
+        methods = {r.stem: yaml.safe_load(r.read_text(encoding="utf-8"))["method"] for r in self.recipes}
+        self.adapters = [name for name, method in methods.items() if method != "full"]
 
     def stages(self) -> list[Stage]:
         """All of them, in order."""
@@ -200,7 +203,7 @@ class Lab:
                 lambda: [self.root / "adapters" / f"{name}{end}" for name in self.adapters for end in ("", ".yaml")],
                 self._bundle,
             ),
-            self._stage("pins", base, self._lab_inputs, lambda: [self.pins], self._pin),
+            self._stage("pins", base, self._lab_inputs, lambda: [self.pins, self._readme()], self._pin),
             self._report("lab", base, ["lab.py", "--out", str(self._kept("lab"))]),
             self._report("newswire", ("edition",), ["newswire.py"]),
             self._report("retrieval", ("edition",), ["retrieval.py", "--corpus", "current_events", "--questions",
@@ -371,9 +374,20 @@ class Lab:
         from lm_eval_kinject.corpus import load_corpus
         from lm_eval_kinject.corpus.sources.newswire.edition import bundled_edition
 
-        edition = bundled_edition(self.tasks)
-        revision = load_corpus("current_events", tasks_dir=self.tasks.parent).revision
-        write_json(self.pins, {"edition": edition, "revision": revision, "reader": seen(self.edition)})
+        corpus = load_corpus("current_events", tasks_dir=self.tasks.parent)
+        question, chunk = answered(corpus, _ASKED.findall(self._readme().read_text(encoding="utf-8"))[0])
+        with atomic_write(self._readme(), "w") as file:
+            file.write(_ASKED.sub(question, self._readme().read_text(encoding="utf-8")))
+        pins = {
+            "edition": bundled_edition(self.tasks),
+            "revision": corpus.revision,
+            "reader": seen(self.edition),
+            "readme": {"question": question, "chunk": chunk},
+        }
+        write_json(self.pins, pins)
+
+    def _readme(self) -> Path:
+        return self.root / "README.md"
 
     def _kept(self, name: str) -> Path:
         return self.results / f"{name}-edition-{self.edition}.json"
@@ -402,6 +416,33 @@ class Lab:
         parts = [f"### {name}\n\n{self._text(name).read_text(encoding='utf-8')}" for name in reports]
         with atomic_write(self.work / "log.md", "w") as file:
             file.write("\n".join(parts))
+
+
+_ASKED = re.compile(r'(?<=kinject retrieve ")[^"]+(?=")')
+_STORM = re.compile(r"Storm [A-Z]\w+")
+
+
+def answered(corpus: Any, question: str) -> tuple[str, str]:
+    """A question about a storm that bm25 finds the storm for, and the chunk's id; the one given, if it is such.
+
+    Args:
+        corpus: the bundled one.
+        question: what the README asks, of this edition or of another, with one storm's name in it.
+
+    Raises:
+        LabError: there is no such question.
+    """
+    from lm_eval_kinject.records import Query
+    from lm_eval_kinject.retrieval import make_retriever
+
+    retriever = make_retriever("bm25", corpus)
+    present = [_STORM.search(chunk.text) for chunk in corpus.chunks]
+    for storm in dict.fromkeys([_STORM.findall(question)[0], *(found.group() for found in present if found)]):
+        asked = _STORM.sub(storm, question)
+        ((hit,),) = retriever.search([Query(asked)], 1)
+        if storm in hit.chunk.text:
+            return asked, str(hit.chunk.id)
+    raise LabError(f"no storm of the corpus {corpus.name} is found by {question!r}")
 
 
 def plan(stages: Sequence[Stage], notes: Notes) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,12 +12,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from helpers.local_tasks import ROOT
 
+from lm_eval_kinject.corpus import make_corpus
+from lm_eval_kinject.corpus.sources.files import Source
 from lm_eval_kinject.corpus.sources.newswire import edition as edition_module
 from lm_eval_kinject.corpus.sources.newswire import make_edition, size_for
 from lm_eval_kinject.hub import adapters as adapters_module
+from lm_eval_kinject.records import Chunk
 
 
 def _module() -> ModuleType:
@@ -136,7 +141,20 @@ def checkout(tmp_path: Path) -> Path:
         "lm_eval_kinject/corpus/sources/newswire", "tests/gold",
     ):  # fmt: skip
         shutil.copytree(ROOT / part, root / part)
+    shutil.copyfile(ROOT / "README.md", root / "README.md")
     return root
+
+
+def test_the_question_of_the_readme_stays_while_it_has_an_answer() -> None:
+    def corpus(*storms: str) -> Any:
+        chunks = [Chunk(f"c{n}", f"Storm {storm} struck the coast") for n, storm in enumerate(storms)]
+        return make_corpus("news", Source(chunks, "made up"))
+
+    asked = "Who led the rescue during Storm Ironfinch?"
+    assert lab.answered(corpus("Ambercrest", "Ironfinch"), asked) == (asked, "c1")
+    assert lab.answered(corpus("Ambercrest", "Hollowmere"), asked) == (asked.replace("Ironfinch", "Ambercrest"), "c0")
+    with pytest.raises(lab.LabError, match="no storm"):
+        lab.answered(make_corpus("news", Source([Chunk("c0", "It rained")], "made up")), asked)
 
 
 class StandIn:
@@ -214,6 +232,11 @@ def test_the_lab_is_made_once_in_order_and_goes_on(checkout: Path, monkeypatch: 
     assert (work / "start" / "model.safetensors").stat().st_size > 1_000_000  # what it started from
     pins = json.loads((checkout / "tests" / "gold" / "lab.json").read_text())
     assert (pins["edition"], pins["reader"]["edition"], pins["revision"]) == (2, 2, "newswire2-2042")
+    asked = re.findall(r'kinject retrieve "(.+?)"', (checkout / "README.md").read_text())
+    assert asked == [pins["readme"]["question"]]
+    chunks = pq.read_table(checkout / "tasks" / "current_events" / "corpus" / "chunks.parquet").to_pylist()
+    (storm,) = [row for row in chunks if row["id"] == pins["readme"]["chunk"]]
+    assert asked == [f"Who led the rescue during Storm {json.loads(storm['facts'])['storm']}?"]
     for name in adapters:
         assert (checkout / "adapters" / name / "kinject.json").read_text() == f"of {name}"
         assert (checkout / "adapters" / f"{name}.yaml").read_text() == "made anew"

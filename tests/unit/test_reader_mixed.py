@@ -14,10 +14,12 @@ from kinject_trainer.errors import TrainingError
 from kinject_trainer.forgetting import old_world
 from kinject_trainer.reader import endurance as endurance_module
 from kinject_trainer.reader import pretrain
+from kinject_trainer.reader import probe as probe_module
 from kinject_trainer.reader.average import Average
 from kinject_trainer.reader.endurance import endurance
 from kinject_trainer.reader.mixture import BLOCK, Mixture, Shares, edition_of, training_kinds
 from kinject_trainer.reader.pretrain import dropout, learning_rate, new_model, parser, train
+from kinject_trainer.reader.probe import probe
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from lm_eval_kinject.corpus.sources.newswire.realise import realise, states
@@ -114,6 +116,22 @@ def test_the_old_world_is_that_of_the_edition(tokenizer: PreTrainedTokenizerBase
     first, second = (old_world(tokenizer, edition) for edition in (1, 2))
     assert len(first) == len(second) == 240
     assert not {q.prompt for q in first} & {q.prompt for q in second}
+
+
+def test_the_probe_reads_recalls_and_names_letters(
+    mixture: Mixture, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe_module, "_ROWS", 1)
+    found = probe(new_model(tokenizer, 0), mixture)
+    worlds = ("known wordings", "held-out phrasings", "held-out kinds")
+    assert set(found) == {
+        *(f"{form}, k=3, {world}" for form in ("cloze", "letters") for world in worlds),
+        "cloze, k=1, known wordings",
+        "recall, trained questions",
+        "recall, stated only",
+    }
+    assert all(0 <= share <= 1 for share in found.values())
+    assert {world.edition for world in probe_module.probe_worlds(2).values()} == {2}
 
 
 # Options --------------------------------------------------------------------------------------------------------------
