@@ -10,7 +10,7 @@ again. What it does not do: it chooses nothing, and looks at no question of a bu
 
 The result is ``OUT/model``, the log ``OUT/log.jsonl``. How much of what is in a step: ``--shares`` (`mixture.Shares`).
 
-**On a GPU** the same command with ``--device cuda``. Python makes about 200 k tokens of rows a second on one core, which
+**On a GPU** the same command with ``--device cuda``. Python makes some 200 k tokens of rows a second on one core, which
 ``--workers 4`` do beside the training; ``--tokens 8192`` makes micro-batches large enough to be worth it, four times
 the tokens a step, for which half the steps (``--mixed-steps 1600``) are a fair start. Forward passes are in bf16 by
 autocast on either device, weights and optimizers in fp32. A run can go on on the other device, though not to the bit.
