@@ -65,8 +65,8 @@ def starting_budget(model: PreTrainedModel) -> Budget:
     """A budget that fits the memory at hand, on the careful side.
 
     A forward gets a quarter of the free memory for its activations and an eighth for its logits, up to where more
-    tokens no longer make it faster: on a CPU that is 1024 tokens, and 32 MiB of logits, or 256 rows of a wide vocabulary
-    within 64 MiB, or 128 of a very wide one.
+    tokens no longer make it faster: on a CPU that is 1024 tokens, and 32 MiB of logits, or 256 rows of a wide
+    vocabulary within 64 MiB, or 128 of a very wide one.
     """
     config = model.config.get_text_config()
     device = next(model.parameters()).device
