@@ -29,7 +29,19 @@ from lm_eval_kinject.study.run import Scoring, evaluate, quietly, task_manager
 __all__ = ["Comparison", "compare", "rerun"]
 
 _SHOWN = 20
-_MADE_FROM = ("model", "peft", "delta", "tokenizer", "loading", "adapter", "corpora", "retrievers", "prompt", "k")
+_MADE_FROM = (
+    "model",
+    "peft",
+    "delta",
+    "tokenizer",
+    "loading",
+    "adapter",
+    "corpora",
+    "retrievers",
+    "prompt",
+    "pipeline",
+    "k",
+)
 _VOLATILE = frozenset({"device", "queries_cut", "index"})
 
 
@@ -206,6 +218,8 @@ def _batch_size(said: Any) -> Any:
 def _made_from(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     found = []
     for part in _MADE_FROM:
+        if part == "pipeline" and part not in before:
+            continue  # results of earlier releases don't name the stages
         found += _flat_differences(part, before.get(part), after.get(part))
     return found
 
