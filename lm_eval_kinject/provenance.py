@@ -222,14 +222,18 @@ def environment() -> dict[str, Any]:
     """Versions and processor that a result was made with; plain, path-free and fit to publish.
 
     Returns:
-        ``python``, ``platform`` (system, machine), ``cpu`` (model name), ``cpu_count``, and ``packages`` (name ->
-        version, or None where not installed). Imports none of them.
+        ``python``, ``platform`` (system, machine), ``cpu`` (model name), ``cpu_count``, ``cpu_capability`` and
+        ``threads`` (instructions and threads of torch's kernels, which decide the last bits; None where torch isn't
+        loaded), and ``packages`` (name -> version, or None where not installed). Imports none of them.
     """
+    torch = sys.modules.get("torch")
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "cpu_count": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability() if torch else None,
+        "threads": torch.get_num_threads() if torch else None,
         "packages": {name: _version(name) for name in _PACKAGES},
     }
 

@@ -9,13 +9,14 @@ each K's own question and options; few-shot examples are read once for all quest
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm_eval_kinject.corpus import load_corpus
 from lm_eval_kinject.retrieval.make import CONTROLS
+from lm_eval_kinject.retrieval.rerank import MMR, ByModel
 from lm_eval_kinject.study.cells import is_done, jobs_of, passes_of, run_folder, training_overrides
 from lm_eval_kinject.study.engines import duration
 from lm_eval_kinject.study.grid import Cell, Study
@@ -72,7 +73,7 @@ def forecast(study: Study, out: Path) -> list[str]:
         )
         totals[0] += seconds
         totals[1] = max([totals[1], *(size for size, _ in chunks.values())])
-    lines += _indexes(study, out, totals[1])
+    lines += _indexes(study, out, totals[1]) + _rerankings(study, out, tasks)
     seconds = totals[0] + sum(took for _, took in training)
     return [*lines, f"time         roughly {duration(seconds)} in all, one job after the other"]
 
@@ -156,4 +157,25 @@ def _indexes(study: Study, out: Path, chunks: float) -> list[str]:
     return [
         f"index        {name}: {chunks:,.0f} chunks a corpus, embedded once into the cache unless they are there"
         for name in dense
+    ]
+
+
+def _rerankings(study: Study, out: Path, tasks: Mapping[str, _Asked]) -> list[str]:
+    """How many pairs of question and chunk cross-encoders read; what that takes depends on them, so it isn't said."""
+    pairs: dict[str, int] = {}
+    lists: set[tuple[Any, ...]] = set()  # what is ranked once: cells that differ in k, shots or weights share it
+    for cell in study.cells:
+        given = dict(cell.arguments)
+        name = given.get("rerank")
+        if name is None or name == MMR.name or is_done(out, cell):
+            continue
+        depth = given.get("rerank_from", ByModel.rerank_from)
+        ranked = (cell.model, cell.task, name, depth, given.get("retriever"), given.get("corpus"))
+        if ranked not in lists:
+            lists.add(ranked)
+            questions = tasks[cell.task].questions
+            pairs[name] = pairs.get(name, 0) + depth * min(questions, study.limit or questions)
+    return [
+        f"rerank       {name}: {count:,} pairs of question and chunk, which tokens and time above don't hold"
+        for name, count in pairs.items()
     ]

@@ -11,7 +11,8 @@ if it is scored as it was: a cell of a study together with the cells that it sha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -106,10 +107,11 @@ def rerun(
     samples = read_samples(file)
     doctored = _doctored(file)
     manifest = file.parent / MANIFEST
-    if manifest.is_file() and _study_of(file.parent) is not None:
-        after, new = _with_its_pass(manifest, say)
-    else:
-        after, new = _alone(before, pretrained, peft)
+    with _threads(told.get("environment", {}).get("threads"), say):
+        if manifest.is_file() and _study_of(file.parent) is not None:
+            after, new = _with_its_pass(manifest, say)
+        else:
+            after, new = _alone(before, pretrained, peft)
     made_from = [*doctored, *_made_from(told, after["config"]["kinject"])]
     differences = [*_results_differ(before, after), *compare(samples, new)]
     versions = _flat_differences("environment", told.get("environment", {}), after["config"]["kinject"]["environment"])
@@ -130,6 +132,21 @@ def _doctored(file: Path) -> list[str]:
 
 def _study_of(folder: Path) -> Path | None:
     return next((parent for parent in folder.parents if (parent / "study.yaml").is_file()), None)
+
+
+@contextmanager
+def _threads(count: int | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Within, torch has as many threads as the result was made with: how sums are split decides their last bits."""
+    import torch
+
+    own = torch.get_num_threads()
+    if count is not None and count != own:
+        say(f"with {count} threads, as it was scored (here: {own})")
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 # Scoring again --------------------------------------------------------------------------------------------------------

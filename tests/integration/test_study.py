@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from helpers.local_tasks import copy_current_events, evaluate, task_manager, write_corpus
 from helpers.tiny_models import make_tiny
@@ -268,6 +269,18 @@ def test_rerun_finds_the_same_bits_and_names_what_was_changed(done, place):
     assert not found.same
     assert found.made_from == (f"{samples.name} was changed after it was written",)
     assert [re.sub(r": .*", "", line) for line in found.differences] == [f"{cell.task}, document 5, acc"]
+
+
+def test_rerun_has_the_threads_of_the_result():
+    own, told = torch.get_num_threads(), []
+    with reruns._threads(own + 1, told.append):
+        assert torch.get_num_threads() == own + 1
+    assert told == [f"with {own + 1} threads, as it was scored (here: {own})"]
+    for count in (own, None):  # results of earlier releases don't say
+        with reruns._threads(count, told.append):
+            assert torch.get_num_threads() == own
+    assert len(told) == 1
+    assert torch.get_num_threads() == own
 
 
 def test_rerun_of_a_plain_command(place, tmp_path):

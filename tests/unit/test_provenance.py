@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lm_eval_kinject import provenance
 from lm_eval_kinject.provenance import (
@@ -129,6 +130,10 @@ def test_environment_is_plain_and_names_nobody(monkeypatch: pytest.MonkeyPatch) 
     assert found["python"] == platform.python_version()
     assert found["packages"]["torch"]
     assert found["packages"]["lm-eval"]
+    assert (found["threads"], found["cpu_capability"]) == (
+        torch.get_num_threads(),
+        torch.backends.cpu.get_cpu_capability(),
+    )
     assert "hf_secret" not in text
     assert str(Path.home()) not in text
     assert platform.node() not in text or len(platform.node()) < 4

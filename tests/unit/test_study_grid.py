@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from lm_eval_kinject.errors import ArgumentError
+from lm_eval_kinject.study import plan
 from lm_eval_kinject.study.cells import command_of, jobs_of, passes_of
-from lm_eval_kinject.study.grid import bundled_studies, read_study
+from lm_eval_kinject.study.grid import Study, bundled_studies, read_study
 
 SMALL = {
     "title": "Small",
@@ -141,3 +142,23 @@ def test_bundled_studies_are_sound(name):
     study = read_study(name)
     assert study.title
     assert len({cell.name for cell in study.cells}) == study.count()
+
+
+def test_forecast_counts_what_a_cross_encoder_reads(tmp_path):
+    """A list is ranked once, whatever k and variants draw from it; maximal marginal relevance reads nothing."""
+    study = Study(
+        title="t",
+        models={"reader": {}},
+        variants={"base": {}, "ft": {"adapter": "reader-ft-reg-lora"}},
+        retrievers={"bm25": {}, "minilm": {}},
+        k=[1, 3],
+        tasks=["a", "b"],
+        axes={"rerank": ["mmr", "owner/name"], "rerank_from": [5, 30]},
+        limit=50,
+    )
+    asked = {"a": plan._Asked(200, 0.0, 0.0, None), "b": plan._Asked(40, 0.0, 0.0, None)}
+    pairs = 2 * (50 + 40) * (5 + 30)  # retrievers, questions, depths
+    said = f"rerank       owner/name: {pairs:,} pairs of question and chunk, which tokens and time above don't hold"
+    assert plan._rerankings(study, tmp_path, asked) == [said]
+    plain = Study(title="t", models={"reader": {}}, retrievers={"bm25": {}}, tasks=["a", "b"])
+    assert plan._rerankings(plain, tmp_path, asked) == []
