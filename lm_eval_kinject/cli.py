@@ -265,8 +265,9 @@ def study_run(
     """Train, index and score what is missing of a study, then write its report; goes on where it was stopped."""
     import dataclasses
 
+    from lm_eval_kinject.log import duration
     from lm_eval_kinject.provenance import write_json
-    from lm_eval_kinject.study.engines import Workers, duration
+    from lm_eval_kinject.study.engines import Workers
     from lm_eval_kinject.study.grid import read_study
     from lm_eval_kinject.study.plan import forecast
     from lm_eval_kinject.study.run import run_study

@@ -363,7 +363,7 @@ def _load(
             model, loading = kind.from_pretrained(
                 weights.path, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as problem:
+    except unloadable() as problem:
         raise RetrievalError(
             f"retriever={name}: the model {_label(weights)} can't be loaded: {first_line(problem)}. "
             f"Its folder needs config.json, a tokenizer and weights. {offline_advice(name)}"
@@ -387,6 +387,13 @@ def first_line(problem: BaseException) -> str:
     """An exception's first line without its full stop, or its name, for a message of ours."""
     lines = str(problem).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(problem).__name__
+
+
+def unloadable() -> tuple[type[Exception], ...]:
+    """What loading a model's folder ends in where the folder, or a file in it, isn't whole or is no such model."""
+    from safetensors import SafetensorError
+
+    return (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError)
 
 
 @contextmanager
@@ -431,7 +438,7 @@ class _SentenceTransformer:
                     trust_remote_code=False,
                     model_kwargs={"dtype": getattr(torch, dtype)},
                 )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as problem:
+        except unloadable() as problem:
             raise RetrievalError(
                 f"retriever={name}: the model {_label(weights)} can't be loaded by sentence-transformers: "
                 f"{first_line(problem)}. Models that bring their own code are refused. {offline_advice(name)}"

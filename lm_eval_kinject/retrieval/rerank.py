@@ -214,7 +214,7 @@ def _locate(model: str) -> tuple[Path, dict[str, str]]:
 
 def _load(name: str, path: Path, device: str) -> Any:
     """The model, checked to be made for scoring pairs: for another, transformers only logs that its head is random."""
-    from lm_eval_kinject.retrieval.encoders import first_line, quiet
+    from lm_eval_kinject.retrieval.encoders import first_line, quiet, unloadable
 
     label = Path(name).name if Path(name).expanduser().is_dir() else name
     try:
@@ -229,15 +229,13 @@ def _load(name: str, path: Path, device: str) -> Any:
             "would mean nothing; pass a model for reranking, such as cross-encoder/ms-marco-MiniLM-L6-v2"
         )
     import sentence_transformers
-    from safetensors import SafetensorError
 
-    broken = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError)
     try:
         with quiet():
             model = sentence_transformers.CrossEncoder(
                 str(path), device=device, local_files_only=True, trust_remote_code=False
             )
-    except broken as problem:
+    except unloadable() as problem:
         raise RetrievalError(
             f"rerank={label} can't be loaded by sentence-transformers: {first_line(problem)}. Models that bring their "
             f"own code are refused. {_ADVICE}"

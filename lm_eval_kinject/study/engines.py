@@ -20,7 +20,7 @@ from typing import Protocol
 from lm_eval_kinject.provenance import read_json
 from lm_eval_kinject.study.grid import Study
 
-__all__ = ["Engine", "Failure", "Outcome", "Say", "Workers", "duration"]
+__all__ = ["Engine", "Failure", "Outcome", "Say", "Workers"]
 
 Say = Callable[[str], None]
 
@@ -118,10 +118,3 @@ class Workers:
 
 def _flat(name: str) -> str:
     return name.replace("/", "_")
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

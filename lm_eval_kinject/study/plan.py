@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_kinject.corpus import load_corpus
+from lm_eval_kinject.log import duration
 from lm_eval_kinject.retrieval.make import CONTROLS
 from lm_eval_kinject.retrieval.rerank import MMR, ByModel
 from lm_eval_kinject.study.cells import is_done, jobs_of, passes_of, run_folder, training_overrides
-from lm_eval_kinject.study.engines import duration
 from lm_eval_kinject.study.grid import Cell, Study
 from lm_eval_kinject.study.run import quietly, task_manager
 

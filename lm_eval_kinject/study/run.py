@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_kinject.errors import ArgumentError, KinjectError
-from lm_eval_kinject.log import log
+from lm_eval_kinject.log import duration, log
 from lm_eval_kinject.models.together import Encodings, Job, OnePass
 from lm_eval_kinject.study.cells import (
     claim,
@@ -40,7 +40,7 @@ from lm_eval_kinject.study.cells import (
     weight_arguments,
     write_cell,
 )
-from lm_eval_kinject.study.engines import Engine, Failure, Outcome, Say, duration
+from lm_eval_kinject.study.engines import Engine, Failure, Outcome, Say
 from lm_eval_kinject.study.grid import Cell, Study, Variant
 
 __all__ = ["InTurn", "Scoring", "evaluate", "quietly", "run_study", "task_manager"]

@@ -215,6 +215,17 @@ def test_a_published_recipe_can_be_run_again(tmp_path, changes):
     assert load_recipe(again) == recipe
 
 
+def test_a_published_recipe_names_no_folder_of_this_disk(tmp_path):
+    (tmp_path / "home" / "news").mkdir(parents=True)
+    for kind in ("", "realtimeqa:"):
+        given = f"{kind}{tmp_path}/home/news"
+        made = Recipe(**{**LEAST, "corpus": given, "replay": {"corpus": given}}).public()
+        assert made["corpus"] == made["replay"]["corpus"] == f"{kind}news"
+    hub = {"corpus": "owner/news@main", "replay": {"corpus": "newswire-older"}}
+    made = Recipe(**{**LEAST, **hub}).public()
+    assert (made["corpus"], made["replay"]["corpus"]) == ("owner/news@main", "newswire-older")
+
+
 ADAPTERS = Path(__file__).parents[2] / "adapters"
 
 

@@ -169,6 +169,15 @@ def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
             load_encoder("bge", spec=spec, model=str(tmp_path), device="cpu")
 
 
+def test_weights_that_were_cut_off_are_named(tmp_path: Path) -> None:
+    folder = make_sentence_transformer(tmp_path / "cut")
+    weights = next(folder.rglob("model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for spec in (KNOWN["bge"], None):
+        with pytest.raises(RetrievalError, match="can't be loaded"):
+            load_encoder("x", spec=spec, model=str(folder), device="cpu")
+
+
 def test_a_model_that_brings_its_own_code_is_refused(tmp_path: Path) -> None:
     import json
 

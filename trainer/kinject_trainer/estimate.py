@@ -25,6 +25,7 @@ from kinject_trainer.keep import target_share
 from kinject_trainer.recipe import ADAPTERS, UNTESTED, Ewc, Recadam, Recipe, untested
 from lm_eval_kinject.errors import ModelError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
+from lm_eval_kinject.log import duration
 
 __all__ = [
     "Estimate",
@@ -92,7 +93,7 @@ class Estimate:
             f"updates      {about}{self.updates:,}{runs}",
             f"batch        {self.micro} blocks a forward pass, {self.accumulation} passes an update and process",
             f"parameters   {self.trainable:,} trainable of {self.parameters:,} ({share:.2f}%)",
-            f"time         roughly {_duration(self.seconds * self.trials)} (estimated: {self.seconds_from})",
+            f"time         roughly {duration(self.seconds * self.trials)} (estimated: {self.seconds_from})",
             f"memory       roughly {self.gigabytes:.1f} GB a process (estimated: {self.gigabytes_from})",
             *(f"note         {note}" for note in self.notes),
         ]
@@ -100,12 +101,6 @@ class Estimate:
     def _replay(self, about: str) -> str:
         of_all = f"{about}{self.replayed_tokens:,} of the tokens in all"
         return f"{self.replayed_documents:,} documents of {self.replay} in the first epoch, {of_all}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def estimate(recipe: Recipe, texts: Texts) -> Estimate:

@@ -337,8 +337,11 @@ class Recipe(_Strict):
 
 def _last_name(place: str) -> str:
     """Of a path on this disk its last name; anything else as it is."""
-    path = Path(place).expanduser()
-    return path.resolve().name if place != OLDER_NEWS and path.exists() else place
+    kind, separator, rest = place.rpartition(":")  # realtimeqa:PATH
+    path = Path(rest if kind.isalpha() else place).expanduser()
+    if place == OLDER_NEWS or not path.exists():
+        return place
+    return f"{kind}{separator}{path.resolve().name}" if kind.isalpha() else path.resolve().name
 
 
 def to_run_again(public: Mapping[str, Any]) -> dict[str, Any]:
