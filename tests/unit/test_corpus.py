@@ -204,7 +204,7 @@ def test_realtimeqa(tmp_path: Path) -> None:
         assert corpus.chunks[0].date == "2031-01-09"
         assert corpus.chunks[0].meta == {"url": "u1", "week": "20310110"}
         counts = {"files": 2, "questions": 3, "articles": 4, "duplicates": 1, "without_text": 1, "malformed": 3}
-        assert corpus.counts == {"documents": 2, "cut": 0, **counts}
+        assert corpus.counts == {"documents": 2, "cut": 0, **counts, "furniture_lines": 0}
         assert corpus.licence is not None
         assert "not stated" in corpus.licence
 
