@@ -49,7 +49,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 index_app = typer.Typer(help="Indexes on disk: build one, look into it, verify it.", no_args_is_help=True)
-corpus_app = typer.Typer(help="Corpora: show one, or make an edition of the newswire.", no_args_is_help=True)
+corpus_app = typer.Typer(
+    help="Corpora: show one, make an edition of the newswire, or one of real news.", no_args_is_help=True
+)
 adapters_app = typer.Typer(help="Published adapters: those that `adapter=NAME` knows.", no_args_is_help=True)
 study_app = typer.Typer(help="Studies: the whole comparison from one file, and its report.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
@@ -216,6 +218,35 @@ def corpus_newswire(
     print("Score a model on it (pretrained=MODEL in model_args; default: the embedded reader):")
     where = f"--include_path {shlex.quote(str(out))}"
     print(f"  lm_eval --model rag-hf --model_args retriever=minilm,k=3 {where} --tasks {cloze}")
+
+
+@corpus_app.command("realtimeqa")
+def corpus_realtimeqa(
+    source: Annotated[Path, typer.Option("--source", help="a clone of github.com/realtimeqa/realtimeqa_public")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder to write")] = Path("realtimeqa"),
+    first: Annotated[str | None, typer.Option("--from", help="first year, month or day: 2023-08")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="last year, month or day, included")] = None,
+    unit: Annotated[str, typer.Option("--unit", help="words, or a tokenizer: minilm, a Hub id, a folder")] = "words",
+    size: Annotated[int, typer.Option("--size", help="the most units in a chunk")] = 180,
+    overlap: Annotated[int, typer.Option("--overlap", help="units repeated of the chunk before")] = 0,
+    cut: Annotated[
+        Literal["sentences", "sections", "anywhere"], typer.Option("--cut", help="where cuts may fall")
+    ] = "sentences",
+    smallest: Annotated[int, typer.Option("--smallest", help="chunks of fewer units are dropped")] = 15,
+) -> None:
+    """Make corpus and questions of RealTimeQA's weekly news; a build that was stopped goes on."""
+    from lm_eval_kinject.corpus import Chunking
+    from lm_eval_kinject.corpus.sources.realtimeqa import Window
+    from lm_eval_kinject.corpus.sources.realtimeqa_build import build_live
+
+    chunking = Chunking(size, overlap, unit, cut, smallest)
+    built = build_live(source, out, Window.of(first, last), chunking=chunking, say=_say)
+    for name, count in sorted(built.counts.items()):
+        print(f"{name.replace('_', ' '):24} {count:>9,}")
+    print(f"{out}{' was there before' if built.already else ''}: rows set aside are in {out / 'set_aside.txt'}. Score:")
+    where = shlex.quote(f'{{"folder": "{out.resolve()}"}}')
+    print("  lm_eval --model rag-hf --model_args retriever=minilm,k=5 --tasks current_events_live_cloze \\")
+    print(f"    --metadata {where}")
 
 
 @app.command()
