@@ -32,7 +32,7 @@ LEAST = 4
 _TELLING = 4  # words from which on a repeated line may tell something, which its first article keeps
 _HEADING = 6  # words up to which a repeated line may be a heading
 _MOST = 90  # words up to which a line can be furniture by its form
-_MOST_OF_A_LINK = 40
+_MOST_OF_A_LINK = 30
 
 _NAME = r"[A-Z][\w.'’-]*"
 _FORMS = {
