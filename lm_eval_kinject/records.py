@@ -21,13 +21,18 @@ def gold_ids(gold: Gold | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One source text before chunking (an article, a page, a file)."""
+    """One source text before chunking (an article, a page, a file).
+
+    ``pages`` are the offsets into ``text``, in characters and ascending, at which its pages start; empty where it has
+    none.
+    """
 
     id: str
     text: str
     title: str = ""
     date: str | None = None  # ISO 8601, where known
     meta: Mapping[str, Any] = field(default_factory=dict)
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lm_eval_kinject.corpus.chunk import CHUNK_WORDS, chunk_document
+from lm_eval_kinject.corpus.chunk import CHUNK_WORDS, Chunker, Chunking
 from lm_eval_kinject.corpus.sources.files import SUFFIXES, Source, read_card, read_path
 from lm_eval_kinject.corpus.sources.realtimeqa import read_realtimeqa
 from lm_eval_kinject.errors import CorpusError
@@ -90,6 +90,7 @@ def load_corpus(
     tasks_dir: str | os.PathLike[str] | None = None,
     words: int = CHUNK_WORDS,
     overlap: int = 0,
+    chunking: Chunking | None = None,
 ) -> Corpus:
     """Loads and checks a corpus.
 
@@ -99,6 +100,7 @@ def load_corpus(
         tasks_dir: where bundled corpora lie (``NAME/corpus``); default: the installed ones.
         words: documents longer than this are cut (see ``corpus.chunk``); ready chunks never are.
         overlap: words that a chunk repeats of the one before.
+        chunking: how documents are cut, in place of the two before: by a tokenizer's tokens, by sections and so on.
 
     Raises:
         CorpusError: missing (with near names), unreadable, malformed at a line, empty, with duplicate ids or empty
@@ -107,19 +109,20 @@ def load_corpus(
     """
     text = os.fspath(spec)
     tasks = Path(tasks_dir) if tasks_dir is not None else installed_tasks()
+    how = chunking or Chunking(words, overlap)
     if not text.strip():
         raise CorpusError(f"No corpus was named. {_advice(tasks)}")
     if text.startswith("realtimeqa:"):
         source = read_realtimeqa(Path(text.removeprefix("realtimeqa:")).expanduser())
-        return make_corpus("realtimeqa", source, words=words, overlap=overlap)
+        return make_corpus("realtimeqa", source, chunking=how)
     if text in bundled_corpora(tasks):
-        return make_corpus(text, _read_bundled(tasks / text), words=words, overlap=overlap)
+        return make_corpus(text, _read_bundled(tasks / text), chunking=how)
     path = Path(text).expanduser()
     if _exists(path):
         name = path.resolve().stem if path.is_file() else path.resolve().name
-        return make_corpus(name, read_path(path), words=words, overlap=overlap)
+        return make_corpus(name, read_path(path), chunking=how)
     if _looks_like_hub_id(text):
-        return make_corpus(text.split("@")[0], _read_hub(text), words=words, overlap=overlap)
+        return make_corpus(text.split("@")[0], _read_hub(text), chunking=how)
     raise CorpusError(_not_found(text, path, tasks))
 
 
@@ -130,18 +133,23 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def make_corpus(name: str, source: Source, *, words: int = CHUNK_WORDS, overlap: int = 0) -> Corpus:
+def make_corpus(
+    name: str,
+    source: Source,
+    *,
+    words: int = CHUNK_WORDS,
+    overlap: int = 0,
+    chunking: Chunking | None = None,
+) -> Corpus:
     """Cuts a source's documents, checks the chunks and names them; see :func:`load_corpus` for the arguments."""
     chunks: list[Chunk] = []
-    documents = cut = 0
+    chunker = Chunker(chunking or Chunking(words, overlap))
     for item in source.items:
         if isinstance(item, Document):
-            pieces = chunk_document(item, words=words, overlap=overlap)
-            documents += 1
-            cut += len(pieces) > 1
-            chunks += pieces
+            chunks += chunker(item)
         else:
             chunks.append(item)
+    counts = {key: count for key, count in chunker.counts.items() if count or key != "small"}
     _check(name, chunks)
     return Corpus(
         name=name,
@@ -150,8 +158,8 @@ def make_corpus(name: str, source: Source, *, words: int = CHUNK_WORDS, overlap:
         source=source.description,
         revision=source.revision,
         licence=source.licence,
-        chunking={"method": "sentences", "words": words, "overlap": overlap} if cut else {"method": "as given"},
-        counts={"documents": documents, "cut": cut, **(source.counts or {})},
+        chunking=chunker.chunking.provenance() if counts["cut"] or "small" in counts else {"method": "as given"},
+        counts={**counts, **(source.counts or {})},
     )
 
 

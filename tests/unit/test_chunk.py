@@ -7,10 +7,11 @@ import re
 
 import pytest
 
-from lm_eval_kinject.corpus import chunk_document, chunk_documents
+from lm_eval_kinject.corpus import Chunker, Chunking, chunk_document, chunk_documents, make_corpus
 from lm_eval_kinject.corpus.chunk import count_words
 from lm_eval_kinject.corpus.clean import squeeze, strip_html
-from lm_eval_kinject.errors import ArgumentError
+from lm_eval_kinject.corpus.sources.files import Source
+from lm_eval_kinject.errors import ArgumentError, CorpusError
 from lm_eval_kinject.records import Document
 
 
@@ -70,6 +71,81 @@ def test_several_documents_in_order() -> None:
 def test_impossible_lengths(words: int, overlap: int) -> None:
     with pytest.raises(ArgumentError, match="take words >= 1 and 0 <= overlap < words"):
         chunk_document(Document("d", "x"), words=words, overlap=overlap)
+
+
+def test_chunks_say_which_slice_they_are_and_which_pages_it_touches() -> None:
+    text = "One two three. Four five. Six seven eight nine. Ten."
+    document = Document("d", text, meta={"u": 1}, pages=(0, 15, 26))  # page 2 is "Four five. ", page 3 the rest
+    first, second = Chunker(Chunking(6))(document)
+    assert first.meta == {"u": 1, "chars": [0, 25], "pages": [1, 2]}
+    assert second.meta == {"u": 1, "chars": [26, 52], "pages": [3, 3]}
+    assert [text[slice(*c.meta["chars"])] for c in (first, second)] == [first.text, second.text]
+    (whole,) = Chunker()(document)
+    assert whole.meta == {"u": 1, "pages": [1, 3]}
+
+
+def test_anywhere_fills_every_chunk_but_the_last() -> None:
+    chunker = Chunker(Chunking(3, 1, cut="anywhere"))
+    assert [c.text for c in chunker(Document("d", "a b. c d e. f g"))] == ["a b. c", "c d e. f", "f g"]
+
+
+def test_sections_are_never_joined_and_give_their_heading() -> None:
+    text = "Lead of it.\n\n# One #\nFirst. Second thing.\n== Two ==\nThird.\n#hash no heading\n= x"
+    chunker = Chunker(Chunking(5, cut="sections"))
+    made = [(c.id, c.text, c.meta.get("section")) for c in chunker(Document("d", text))]
+    assert made == [
+        ("d#0", "Lead of it.", None),
+        ("d#1", "# One #\nFirst.", "One"),
+        ("d#2", "Second thing.", "One"),
+        ("d#3", "== Two ==\nThird.", "Two"),
+        ("d#4", "#hash no heading\n= x", "Two"),
+    ]
+
+
+def test_tokens_of_a_tokenizer_are_counted() -> None:
+    # MiniLM's word pieces: un ##put ##down ##able news .
+    text = "unputdownable news. " * 4
+    chunks = list(Chunker(Chunking(13, unit="minilm"))(Document("d", text)))
+    assert [c.text for c in chunks] == ["unputdownable news. unputdownable news."] * 2
+    cut = list(Chunker(Chunking(3, unit="minilm", cut="anywhere"))(Document("d", "unputdownable news.")))
+    assert [c.text for c in cut] == ["unputdown", "able news."]
+    assert [c.meta["chars"] for c in cut] == [[0, 9], [9, 19]]
+
+
+def test_a_tokenizer_that_cant_be_read_is_named(tmp_path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CorpusError, match=r"The tokenizer .* can't be read .*: name words, minilm"):
+        Chunker(Chunking(unit=str(tmp_path)))
+
+
+def test_small_chunks_are_dropped_and_counted_and_ids_stay() -> None:
+    text = "a b c d e.\n# H\n# I\nf g h i j k l m n. o p q. "
+    given = {c.id: c.text for c in Chunker(Chunking(9, cut="sections"))(Document("d", text))}
+    chunker = Chunker(Chunking(9, cut="sections", smallest=4))
+    kept = {c.id: c.text for c in chunker(Document("d", text))}
+    assert kept == {key: value for key, value in given.items() if len(value.split()) >= 4}
+    assert chunker.counts == {"documents": 1, "cut": 1, "small": 1}
+    corpus = make_corpus("c", Source((Document("x", "long enough it is"), Document("y", "no")), "two"),
+                         chunking=Chunking(9, smallest=3))  # fmt: skip
+    assert corpus.counts == {"documents": 2, "cut": 0, "small": 1}
+    assert corpus.chunking == {"method": "sentences", "words": 9, "overlap": 0, "smallest": 3}
+
+
+def test_a_very_long_document_is_cut_in_parts_and_nothing_is_lost() -> None:
+    words = [f"word{i}{'.' * (i % 9 == 0)}" for i in range(250_000)]
+    text = " ".join(words)
+    assert len(text) > 2 << 20
+    chunks = list(Chunker(Chunking(500))(Document("d", text)))
+    assert " ".join(c.text for c in chunks).split() == words
+    assert max(count_words(c.text) for c in chunks) <= 500
+    assert all(c.text == text[slice(*c.meta["chars"])] for c in chunks)
+    assert [c.position for c in chunks] == list(range(len(chunks)))
+
+
+def test_all_that_is_wrong_with_settings_is_said_at_once() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        Chunker(Chunking(0, 0, unit=" ", cut="lines", smallest=3))  # type: ignore[arg-type]
+    assert [p.partition(" ")[0] for p in caught.value.problems] == ["size=0", "smallest=3", "cut=lines", "unit"]
 
 
 def test_strip_html() -> None:
