@@ -49,7 +49,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 index_app = typer.Typer(help="Indexes on disk: build one, look into it, verify it.", no_args_is_help=True)
-corpus_app = typer.Typer(help="Corpora: show one, or make an edition of the newswire.", no_args_is_help=True)
+corpus_app = typer.Typer(
+    help="Corpora: show one, build one from your files, or make an edition of the newswire.", no_args_is_help=True
+)
 adapters_app = typer.Typer(help="Published adapters: those that `adapter=NAME` knows.", no_args_is_help=True)
 study_app = typer.Typer(help="Studies: the whole comparison from one file, and its report.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
@@ -193,6 +195,31 @@ def corpus_show(spec: Annotated[str, typer.Argument(help="a bundled name, folder
     texts = load_corpus(spec)
     _out.print_json(data={**texts.provenance(), "chunks": len(texts)}, default=str)
     _out.print(texts.chunks[0].text, markup=False, highlight=False)
+
+
+@corpus_app.command("build")
+def corpus_build(
+    spec: Annotated[str, typer.Argument(help="a folder, file or Hub dataset id")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder to write; a killed build goes on there")],
+    size: Annotated[int, typer.Option("--size", min=1, help="most words (or tokens) in a chunk")] = 180,
+    unit: Annotated[str, typer.Option("--unit", help="words, minilm, or a tokenizer's Hub id or folder")] = "words",
+    overlap: Annotated[int, typer.Option("--overlap", min=0, help="units repeated of the chunk before")] = 0,
+    cut: Annotated[Literal["sentences", "sections", "anywhere"], typer.Option("--cut", help="where")] = "sentences",
+    smallest: Annotated[int, typer.Option("--smallest", min=0, help="drop chunks of fewer units")] = 0,
+) -> None:
+    """Read and cut files once, and list what can't be read of them: text, HTML, DOCX, PDF, EPUB, rows; or a folder."""
+    from lm_eval_kinject.corpus import Chunking
+    from lm_eval_kinject.corpus.build import build_corpus
+    from lm_eval_kinject.corpus.corpus import find_source
+
+    name, source = find_source(spec)
+    chunking = Chunking(size, overlap, unit=unit, cut=cut, smallest=smallest)
+    built = build_corpus(name, source, out, chunking=chunking, progress=lambda n: _say(f"{n:,} chunks"))
+    for entry in built.left_out:
+        _say(f"left out ({entry.why.replace('_', ' ')}): {entry.reason}")
+    print(f"{out}: {built.chunks:,} chunks, fingerprint {built.fingerprint[:16]}{' (was there)' * built.already}")
+    print(", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in built.counts.items()))
+    print(f"Use it: corpus={shlex.quote(str(out))} in --model_args, or `kinject retrieve QUESTION --corpus {out}`")
 
 
 @corpus_app.command("newswire")
