@@ -222,6 +222,62 @@ def corpus_build(
     print(f"Use it: corpus={shlex.quote(str(out))} in --model_args, or `kinject retrieve QUESTION --corpus {out}`")
 
 
+@corpus_app.command("wikipedia")
+def corpus_wikipedia(
+    selection: Annotated[
+        str | None, typer.Argument(help="a bundled selection or a YAML file; default: list them")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="default: where corpus=wikipedia:NAME finds it")
+    ] = None,
+    contact: Annotated[
+        str, typer.Option("--contact", envvar="KINJECT_CONTACT", help="your e-mail address, which Wikimedia asks for")
+    ] = "",
+    dump: Annotated[Path | None, typer.Option("--dump", help="read a …-pages-articles.xml(.bz2), ask nobody")] = None,
+    category: Annotated[list[str] | None, typer.Option("--category", help="a tree of categories, repeatable")] = None,
+    since: Annotated[str | None, typer.Option("--from", help="first month, YYYY-MM, of categories with one")] = None,
+    until: Annotated[str | None, typer.Option("--to", help="last month, YYYY-MM")] = None,
+    depth: Annotated[int | None, typer.Option("--depth", help="levels of subcategories; default: 3")] = None,
+    revisions: Annotated[
+        Path | None, typer.Option("--revisions", help="a corpus made before (or its revisions.json): the same again")
+    ] = None,
+    site: Annotated[str, typer.Option("--site", help="address of api.php")] = "https://en.wikipedia.org/w/api.php",
+) -> None:
+    """Make a corpus of Wikipedia's articles: an MMLU subject, a category's months, or a selection of your own."""
+    from lm_eval_kinject.corpus.sources.wikipedia import (
+        Api,
+        bundled_selections,
+        chosen_selection,
+        corpus_folder,
+        make_wikipedia,
+        read_revisions,
+    )
+
+    if selection is None:
+        print("\n".join(bundled_selections()))
+        return
+    if dump is not None and revisions is not None:
+        raise ArgumentError("--dump has the revisions of its day: leave out --revisions, or --dump.")
+    given = {"since": since, "until": until, "depth": depth}
+    given = {key: value for key, value in given.items() if value is not None}
+    if selection == "all" and dump is not None:
+        name, chosen = selection, None
+    else:
+        name, chosen = chosen_selection(selection, tuple(category or ()), given)
+    built = make_wikipedia(
+        name,
+        chosen,
+        out or corpus_folder(name),
+        dump if dump is not None else Api(contact, address=site),
+        revisions=None if revisions is None else read_revisions(revisions),
+        say=_say,
+    )
+    print(f"{built.folder}: {built.chunks:,} chunks{' (was there)' * built.already}")
+    print(", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in built.counts.items()))
+    spec = f"wikipedia:{name}" if out is None else shlex.quote(str(out))
+    print(f"Use it: corpus={spec} in --model_args" + " (kinject_mmlu's tasks name theirs)" * (out is None))
+
+
 @corpus_app.command("newswire")
 def corpus_newswire(
     out: Annotated[Path, typer.Option("-o", "--out", help="folder to write (must not hold an edition yet)")],

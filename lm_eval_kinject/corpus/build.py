@@ -41,7 +41,7 @@ from lm_eval_kinject.provenance import (
 )
 from lm_eval_kinject.records import Chunk, Document
 
-__all__ = ["Built", "build_corpus"]
+__all__ = ["Built", "build_corpus", "opened_corpus"]
 
 PART = 10_000
 """Chunks written together: what a killed build loses at most, and about 20 MB."""
@@ -113,7 +113,10 @@ def build_corpus(
 
 def _settings(name: str, source: Source, chunking: Chunking, part: int) -> dict[str, Any]:
     """All that decides the chunks: what is read, how it is cut, and how many go together."""
-    texts = source.items.fingerprint() if isinstance(source.items, Files) else fingerprint_records(source.items)
+    if isinstance(source.items, Files):
+        texts: Any = source.items.fingerprint()
+    else:
+        texts = source.fingerprint or fingerprint_records(source.items)
     return {
         "format": _FORMAT,
         "name": name,
@@ -149,6 +152,18 @@ def _there(folder: Path, settings: Mapping[str, Any]) -> Built | None:
     if any(not (folder / name).is_file() or fingerprint_file(folder / name) != digest for name, digest in files):
         log.warning("the corpus %s is damaged: it is built anew", folder)
         return None
+    return _built(folder, manifest, already=True)
+
+
+def opened_corpus(folder: Path) -> Built:
+    """What is in a folder that `build_corpus` wrote.
+
+    Raises:
+        CorpusError: it holds no built corpus.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise CorpusError(f"{folder} is no built corpus.")
     return _built(folder, manifest, already=True)
 
 

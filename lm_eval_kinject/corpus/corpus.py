@@ -95,8 +95,9 @@ def load_corpus(
     """Loads and checks a corpus.
 
     Args:
-        spec: tried in this order: ``realtimeqa:PATH``; the name of a bundled corpus (write ``./NAME`` for a folder of
-            that name); an existing file or folder; a Hub dataset ``owner/name`` or ``owner/name@revision``.
+        spec: tried in this order: ``realtimeqa:PATH``; ``wikipedia:NAME``, which `kinject corpus wikipedia` built; the
+            name of a bundled corpus (write ``./NAME`` for a folder of that name); an existing file or folder; a Hub
+            dataset ``owner/name`` or ``owner/name@revision``.
         tasks_dir: where bundled corpora lie (``NAME/corpus``); default: the installed ones.
         words: documents longer than this are cut (see ``corpus.chunk``); ready chunks never are.
         overlap: words that a chunk repeats of the one before.
@@ -119,6 +120,11 @@ def find_source(spec: str | os.PathLike[str], *, tasks_dir: str | os.PathLike[st
         raise CorpusError(f"No corpus was named. {_advice(tasks)}")
     if text.startswith("realtimeqa:"):
         return "realtimeqa", read_realtimeqa(Path(text.removeprefix("realtimeqa:")).expanduser())
+    if text.startswith("wikipedia:"):
+        from lm_eval_kinject.corpus.sources.wikipedia import find_built  # it builds corpora, and so needs this module
+
+        named = text.removeprefix("wikipedia:")
+        return f"wikipedia-{named}", read_path(find_built(named))
     if text in bundled_corpora(tasks):
         return text, _read_bundled(tasks / text)
     path = Path(text).expanduser()
@@ -188,9 +194,10 @@ def _check(name: str, chunks: Sequence[Chunk]) -> None:
         raise CorpusError(
             f"The corpus {name} has chunks with empty texts: {_some(empty)}. Give them text or remove them."
         )
+    if len({chunk.id for chunk in chunks}) == len(chunks):
+        return
     twice = [chunk_id for chunk_id, count in Counter(chunk.id for chunk in chunks).items() if count > 1]
-    if twice:
-        raise CorpusError(f"The corpus {name} has duplicate ids: {_some(twice)}. Ids must be unique across its files.")
+    raise CorpusError(f"The corpus {name} has duplicate ids: {_some(twice)}. Ids must be unique across its files.")
 
 
 def _some(names: Sequence[str]) -> str:
