@@ -218,7 +218,7 @@ def corpus_build(
     for entry in built.left_out:
         _say(f"left out ({entry.why.replace('_', ' ')}): {entry.reason}")
     print(f"{out}: {built.chunks:,} chunks, fingerprint {built.fingerprint[:16]}{' (was there)' * built.already}")
-    print(", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in built.counts.items()))
+    print(", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in sorted(built.counts.items())))
     print(f"Use it: corpus={shlex.quote(str(out))} in --model_args, or `kinject retrieve QUESTION --corpus {out}`")
 
 
@@ -273,7 +273,7 @@ def corpus_wikipedia(
         say=_say,
     )
     print(f"{built.folder}: {built.chunks:,} chunks{' (was there)' * built.already}")
-    print(", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in built.counts.items()))
+    print(", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in sorted(built.counts.items())))
     spec = f"wikipedia:{name}" if out is None else shlex.quote(str(out))
     print(f"Use it: corpus={spec} in --model_args" + " (kinject_mmlu's tasks name theirs)" * (out is None))
 

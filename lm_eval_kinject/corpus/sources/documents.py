@@ -10,6 +10,7 @@ library then raises means one thing: this file is broken, here is why, and the n
 
 from __future__ import annotations
 
+import errno
 import importlib
 import math
 import os
@@ -62,8 +63,12 @@ def read_document(path: Path, name: str, reading: Reading) -> Iterator[Document]
         raise UnreadableFile("empty", f"The corpus file {name} is empty: give it text or remove it.")
     try:
         yield from reader(path, name, reading)
-    except (UnreadableFile, OSError):
+    except UnreadableFile:
         raise
+    except OSError as problem:
+        if problem.errno != errno.EINVAL:  # what an archive says that names places outside itself
+            raise
+        raise _broken(name, "it names places outside itself") from problem
     except Exception as problem:  # libraries raise what they like on a file that isn't what its name says
         raise _broken(name, str(problem) or type(problem).__name__) from problem
 

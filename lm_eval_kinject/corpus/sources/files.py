@@ -75,22 +75,28 @@ class _Problems:
     def __init__(self, name: str, reading: Reading | None = None) -> None:
         self.name = name
         self.reading = reading
-        self.found: list[str] = []
+        self.count = 0
+        self.found: list[str] = []  # the first few
 
     def add(self, where: str, what: str) -> None:
-        self.found.append(f"{where}: {what}")
+        self.count += 1
+        if self.count <= _SHOWN:
+            self.found.append(f"{where}: {what}")
 
     def finish(self) -> None:
         """Raises unless the rest of the folder is to be read all the same."""
         if self.reading is not None:
             for what in self.found:
                 self.reading.leave_out(self.name, "rows", f"The corpus file {self.name}, {what}: this row is left out.")
+            if more := self.count - len(self.found):
+                text = f"The corpus file {self.name}: {more:,} more rows like these are left out."
+                self.reading.leave_out(self.name, "rows", text, more)
         elif self.found:
             raise self._error()
 
     def _error(self) -> CorpusError:
-        count = len(self.found)
-        shown = self.found[:_SHOWN]
+        count = self.count
+        shown = [*self.found]
         if count > _SHOWN:
             shown.append(f"… and {count - _SHOWN} more")
         head = f"The corpus file {self.name} has {count} problem{'s' if count > 1 else ''}; mend or remove these rows:"
@@ -159,7 +165,7 @@ def _choose(files: list[Path]) -> tuple[list[Path], list[Path]]:
     data = [f for f in readable if not _NOT_DATA.match(f.name)]
     parquet = [f for f in files if f.suffix.lower() == ".parquet"]
     prepared = [f for f in parquet if _is_prepared(f)]
-    if prepared or (parquet and (all(f.suffix.lower() in _ROWS for f in data) or any(map(_front_matter, readable)))):
+    if prepared or (parquet and (all(f.suffix.lower() in _ROWS for f in data) or any(map(_is_card, readable)))):
         return prepared or parquet, []
     rest = [f for f in files if f.suffix.lower() not in SUFFIXES and not _NOT_DATA.match(f.name)]
     # A README with no other data beside it is itself what the folder says, unless it is a dataset card.
@@ -277,6 +283,10 @@ def _rewords_chunks(file: Path) -> bool:
     except (OSError, ValueError, TypeError):  # ArrowInvalid is a ValueError; whoever reads it will say what is wrong
         return False
     return {"chunk", "number", "text"} <= columns
+
+
+def _is_card(file: Path) -> bool:
+    return file.name.lower() == "readme.md" and bool(_front_matter(file))
 
 
 def _is_prepared(file: Path) -> bool:

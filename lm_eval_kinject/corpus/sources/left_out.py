@@ -48,6 +48,7 @@ class LeftOut:
     name: str
     why: Why
     reason: str
+    count: int = 1  # above 1 where one entry stands for so many rows
 
 
 @dataclass
@@ -66,14 +67,16 @@ class Reading:
     left_out: list[LeftOut] = field(default_factory=list)
     pages_by_ocr: int = 0
 
-    def leave_out(self, name: str, why: Why, reason: str) -> None:
+    def leave_out(self, name: str, why: Why, reason: str, count: int = 1) -> None:
         """Adds an entry."""
-        self.left_out.append(LeftOut(name, why, reason))
+        self.left_out.append(LeftOut(name, why, reason, count))
 
     def counts(self) -> dict[str, int]:
         """``files``, ``left_out``, ``left_out_REASON`` for each sort of reason, ``pages_by_ocr`` if any."""
-        sorts = Counter(entry.why for entry in self.left_out)
-        found = {"files": self.files, "left_out": len(self.left_out)}
+        sorts: Counter[Why] = Counter()
+        for entry in self.left_out:
+            sorts[entry.why] += entry.count
+        found = {"files": self.files, "left_out": sorts.total()}
         found |= {f"left_out_{why}": sorts[why] for why in get_args(Why) if sorts[why]}
         return {**found, **({"pages_by_ocr": self.pages_by_ocr} if self.pages_by_ocr else {})}
 
@@ -93,7 +96,7 @@ class Reading:
 
     def state(self, mark: tuple[int, int]) -> dict[str, Any]:
         """As plain values, as it was at a mark."""
-        entries = [[entry.name, entry.why, entry.reason] for entry in self.left_out[: mark[0]]]
+        entries = [[entry.name, entry.why, entry.reason, entry.count] for entry in self.left_out[: mark[0]]]
         return {"files": self.files, "left_out": entries, "pages_by_ocr": mark[1]}
 
     def restore(self, state: Mapping[str, Any]) -> None:

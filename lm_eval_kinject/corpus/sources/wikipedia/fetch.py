@@ -179,6 +179,7 @@ class Pages:
             hubs = list(self._selection.hubs)
             state = {"hubs": hubs, "missing": 0, "linked": [], "queue": queue, "seen": [], "found": {}}
         seen = set(state["seen"])
+        unwritten = 0
         while state["hubs"]:
             there, links = self._links(state["hubs"][0])
             state["missing"] += not there
@@ -191,10 +192,12 @@ class Pages:
                 seen.add(name)
                 state["seen"].append(name)
                 self._look_into(name, depth, month, state)
-                self._say(
-                    f"{len(state['found'])} articles in {len(seen)} categories, {len(state['queue'])} to look into"
-                )
-            write_json(path, state)
+                self._say(f"{len(state['found'])} articles in {len(seen)} categories, {len(state['queue'])} to go")
+            unwritten += 1
+            if unwritten > len(state["found"]) // 500:  # the file grows with what it lists
+                write_json(path, state)
+                unwritten = 0
+        write_json(path, state)
         return state
 
     def _links(self, hub: str) -> tuple[bool, list[str]]:

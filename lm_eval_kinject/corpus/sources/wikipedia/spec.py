@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lm_eval_kinject.errors import ArgumentError, CorpusError
 
@@ -39,6 +39,11 @@ class Selection(BaseModel):
     depth: int = Field(default=3, ge=0, le=20, description="levels of subcategories that are followed")
     since: str | None = Field(default=None, pattern=r"^\d{4}-(0[1-9]|1[0-2])$", description="first month, YYYY-MM")
     until: str | None = Field(default=None, pattern=r"^\d{4}-(0[1-9]|1[0-2])$", description="last month, YYYY-MM")
+
+    @field_validator("categories")
+    @classmethod
+    def _without_namespace(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(re.sub(r"^\s*category\s*:\s*", "", name, flags=re.IGNORECASE) for name in names)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Selection:
