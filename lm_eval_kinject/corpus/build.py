@@ -99,6 +99,8 @@ def build_corpus(
     chunker = Chunker(chunking)
     settings = _settings(name, source, chunker.chunking, part)
     _refuse_foreign_content(folder)
+    if isinstance(source.items, Files) and source.items.has(folder):
+        raise CorpusError(f"{folder} is in the folder that is read, and would be read the next time: give another one.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _one_builder(folder):
@@ -168,8 +170,8 @@ def opened_corpus(folder: Path) -> Built:
 
 
 def _built(folder: Path, manifest: Mapping[str, Any], *, already: bool = False) -> Built:
-    lines = (folder / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
-    left_out = tuple(LeftOut(**json.loads(line)) for line in lines)
+    lines = (folder / "left_out.jsonl").read_text(encoding="utf-8").split("\n")
+    left_out = tuple(LeftOut(**json.loads(line)) for line in lines if line)
     return Built(folder, manifest["chunks"], manifest["fingerprint"], manifest["counts"], left_out, already)
 
 

@@ -419,6 +419,14 @@ def test_nothing_of_anybody_else_is_overwritten(tmp_path: Path) -> None:
         build(tmp_path, "out")
 
 
+def test_a_corpus_is_not_built_into_what_it_is_made_of(tmp_path: Path) -> None:
+    small_folder(tmp_path / "in")
+    with pytest.raises(CorpusError, match="in the folder that is read"):
+        build(tmp_path, "in/out")
+    _, source = find_source(tmp_path / "in" / "0.txt")  # beside a file is another matter
+    assert build_corpus("0", source, tmp_path / "in" / "out").chunks == 1
+
+
 def test_ids_twice_are_found_before_the_corpus_has_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -129,12 +129,12 @@ def _read_folder(folder: Path) -> Source:
         (f for f in folder.rglob("*") if f.is_file() and not _hidden(f.relative_to(folder))),
         key=lambda f: f.relative_to(folder).as_posix(),
     )
-    chosen, left_out = _choose(files)
+    card = read_card(folder)
+    chosen, left_out = _choose(files, is_data_set=bool(card))
     if not chosen:
         raise CorpusError(_nothing_readable(folder, files, ()))
     lenient = any(f.suffix.lower() not in _ROWS for f in chosen)
     reading = Reading(folder.name) if lenient or left_out else None
-    card = read_card(folder)
     licence = card.get("license")
     revision = card.get("revision")
     return Source(
@@ -157,16 +157,15 @@ def _hidden(relative: Path) -> bool:
     return any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
 
 
-def _choose(files: list[Path]) -> tuple[list[Path], list[Path]]:
+def _choose(files: list[Path], *, is_data_set: bool) -> tuple[list[Path], list[Path]]:
     """The files that make up a folder's corpus, and those that were left out though they may have been meant."""
     # Other wordings of its chunks, for a training: to find them would be to find what the chunks were put aside for.
     files = [f for f in files if not _rewords_chunks(f)]
     readable = [f for f in files if f.suffix.lower() in SUFFIXES]
     data = [f for f in readable if not _NOT_DATA.match(f.name)]
     parquet = [f for f in files if f.suffix.lower() == ".parquet"]
-    prepared = [f for f in parquet if _is_prepared(f)]
-    if prepared or (parquet and (all(f.suffix.lower() in _ROWS for f in data) or any(map(_is_card, readable)))):
-        return prepared or parquet, []
+    if parquet and (is_data_set or all(f.suffix.lower() in _ROWS for f in data)):
+        return [f for f in parquet if _is_prepared(f)] or parquet, []
     rest = [f for f in files if f.suffix.lower() not in SUFFIXES and not _NOT_DATA.match(f.name)]
     # A README with no other data beside it is itself what the folder says, unless it is a dataset card.
     chosen = data or [f for f in readable if not _front_matter(f)]
@@ -207,6 +206,10 @@ class Files:
                 name = file.relative_to(self._folder).as_posix()
                 self._reading.leave_out(name, "unknown_kind", str(_unknown_kind(file, name)))
         return self._texts(0, 0)
+
+    def has(self, path: Path) -> bool:
+        """Whether a path is in the folder that is read."""
+        return bool(self._seen) and path.resolve().is_relative_to(self._folder.resolve())
 
     def fingerprint(self) -> list[Any]:
         """Names, sizes and times of the files: what must be the same for a stopped build to go on."""
@@ -283,10 +286,6 @@ def _rewords_chunks(file: Path) -> bool:
     except (OSError, ValueError, TypeError):  # ArrowInvalid is a ValueError; whoever reads it will say what is wrong
         return False
     return {"chunk", "number", "text"} <= columns
-
-
-def _is_card(file: Path) -> bool:
-    return file.name.lower() == "readme.md" and bool(_front_matter(file))
 
 
 def _is_prepared(file: Path) -> bool:
