@@ -89,6 +89,12 @@ def test_markup_that_is_never_closed_leaves_no_rubbish(text: str) -> None:
         assert mark not in left
 
 
+def test_half_a_surrogate_pair_is_no_character() -> None:
+    ((_, prose),) = sections("It said &#xD800; and more.")
+    assert prose.encode("utf-8").startswith(b"It said ")
+    assert prose.endswith(" and more.")
+
+
 # Selections -----------------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 What it is for: an article's source becomes the sentences that a reader sees, section by section. What it does not do:
 it expands no template (only a server can), beside the few that stand within sentences.
 
-The one idea: what isn't prose is taken out as a whole, while it is still a node of the parsed page (tables, info boxes,
+The one idea: what isn't prose is left out as a whole, where it is still a node of the parsed page (tables, info boxes,
 references, pictures, navigation), and not by patterns afterwards, which would leave its pieces.
 """
 
@@ -90,7 +90,7 @@ def sections(text: str) -> list[tuple[str, str]]:
     hidden = 7  # level of the section that is left out: all below it are, too
     for section in _parser().parse(text).get_sections(flat=True, include_lead=True):
         headings = section.filter_headings(recursive=False)
-        heading = squeeze(str(headings[0].title.strip_code())) if headings else ""
+        heading = squeeze(_rendered(headings[0].title)) if headings else ""
         level = headings[0].level if headings else 1
         if headings and level > hidden:
             continue
@@ -101,34 +101,37 @@ def sections(text: str) -> list[tuple[str, str]]:
 
 
 def _prose(section: Any) -> str:
-    for heading in section.filter_headings(recursive=False):
-        section.remove(heading)
-    for tag in section.filter_tags(
-        section.RECURSE_OTHERS, matches=lambda node: str(node.tag).strip().lower() in _DROPPED_TAGS
-    ):
-        section.remove(tag)
-    for link in section.filter_wikilinks(
-        section.RECURSE_OTHERS, matches=lambda node: _NOT_ARTICLES.match(str(node.title))
-    ):
-        section.remove(link)
-    for template in section.filter_templates(section.RECURSE_OTHERS):
-        section.replace(template, _template(template))
-    for link in section.filter_external_links(section.RECURSE_OTHERS):
-        section.replace(link, str(link.title or ""))
-    text = str(section.strip_code(normalize=True, collapse=False))
-    text = _LEFT_OVER.sub("", _URL.sub("", text)).replace("\xa0", " ")
+    # An entity can spell half of a surrogate pair, which is no character.
+    text = _rendered(section).replace("\xa0", " ").encode("utf-8", errors="replace").decode("utf-8")
+    text = _LEFT_OVER.sub("", _URL.sub("", text))
     while _EMPTY_BRACKETS.search(text):
         text = _EMPTY_BRACKETS.sub("", text)
     text = _OPEN_GAP.sub(r"\1", _CLOSED_GAP.sub(r"\1", text))
     return squeeze("\n".join(line for line in text.split("\n") if _is_prose(line) or not line.strip()))
 
 
-def _is_dropped(tag: Any) -> bool:
-    return str(tag.tag).strip().lower() in _DROPPED_TAGS
+def _rendered(code: Any) -> str:
+    """What a reader sees of some wikitext, its lines as they are; headings are no prose."""
+    return "" if code is None else "".join(map(_node, code.nodes))
 
 
-def _leads_elsewhere(link: Any) -> bool:
-    return _NOT_ARTICLES.match(str(link.title)) is not None
+def _node(node: Any) -> str:
+    kind = type(node).__name__
+    if kind == "Text":
+        return str(node.value)
+    if kind == "Wikilink":
+        leads_elsewhere = _NOT_ARTICLES.match(str(node.title)) is not None
+        return "" if leads_elsewhere else _rendered(node.title if node.text is None else node.text)
+    if kind == "ExternalLink":
+        return _rendered(node.title)
+    if kind == "Template":
+        return _template(node)
+    if kind == "HTMLEntity":
+        return str(node.normalize())
+    if kind == "Tag":
+        name = str(node.tag).strip().lower()
+        return "" if name in _DROPPED_TAGS else " " if name == "br" else _rendered(node.contents)
+    return ""  # comments, headings, a template's own arguments
 
 
 def _is_prose(line: str) -> bool:
@@ -139,7 +142,7 @@ def _is_prose(line: str) -> bool:
 def _template(template: Any) -> str:
     """What a template says within a sentence; nothing for all that aren't known."""
     name = str(template.name).strip().lower().replace("_", " ")
-    given = [squeeze(str(param.value.strip_code())) for param in template.params if not param.showkey]
+    given = [squeeze(_rendered(param.value)) for param in template.params if not param.showkey]
     if name in _FIXED:
         return _FIXED[name] + (f" {given[0]}" if given and name in {"circa", "c."} else "")
     if name in _FIRST and given:
