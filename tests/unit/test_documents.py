@@ -89,7 +89,7 @@ def test_scanned_pages_are_read_by_tesseract(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("script", [None, "exit 1"])
 def test_scans_that_nobody_reads_are_named_by_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, script: str | None
 ) -> None:
     if script:
         install_tesseract(monkeypatch, tmp_path / "bin", script)
@@ -107,6 +107,10 @@ def test_scans_that_nobody_reads_are_named_by_page(
     assert (entry.name, entry.why) == ("half.pdf", "scanned")
     assert "(1, 3-4)" in entry.reason
     assert entry.reason.endswith("The other pages are read.")
+    with caplog.at_level(logging.WARNING):
+        alone = load_corpus(folder / "half.pdf")
+    assert alone.counts == {"documents": 1, "cut": 0, "files": 1, "left_out": 1, "left_out_scanned": 1}
+    assert "half.pdf has scanned pages (1, 3-4)" in caplog.text
 
 
 # DOCX, EPUB, HTML -----------------------------------------------------------------------------------------------------

@@ -121,7 +121,9 @@ def read_path(path: Path) -> Source:
     """
     if path.is_dir():
         return _read_folder(path)
-    return Source(Files([path], path.parent), f"file {path.name}")
+    # Of one document, too, pages can be left out; of rows none.
+    reading = Reading(path.name) if path.suffix.lower() in DOCUMENT_READERS else None
+    return Source(Files([path], path.parent, reading), f"file {path.name}", reading=reading)
 
 
 def _read_folder(folder: Path) -> Source:
@@ -245,18 +247,18 @@ class Files:
     def _one(self, path: Path) -> Iterator[Document | Chunk]:
         """The texts of one file; what is wrong with it is raised or taken down."""
         relative = path.relative_to(self._folder)
-        reading, given = self._reading if self._lenient else None, 0
+        name, stem = relative.as_posix(), relative.with_suffix("").as_posix()
+        reading, given = self._reading or Reading(name), 0
         try:
-            for item in _read_file(path, relative.as_posix(), relative.with_suffix("").as_posix(), reading):
+            for item in _read_file(path, name, stem, reading, lenient=self._lenient):
                 given += 1
                 yield item
         except UnreadableFile as problem:
-            if reading is None:
+            if not self._lenient:
                 raise
             kept = f" The {given} texts before that are read." if given else ""
-            reading.leave_out(relative.as_posix(), problem.why, f"{problem}{kept}")
-        if self._reading is not None:
-            self._reading.files += given > 0
+            reading.leave_out(name, problem.why, f"{problem}{kept}")
+        reading.files += given > 0
 
 
 def _unknown_kind(path: Path, name: str) -> UnreadableFile:
@@ -292,16 +294,16 @@ def _is_prepared(file: Path) -> bool:
     return file.suffix.lower() == ".parquet" and re.match(r"chunks\b", file.name) is not None
 
 
-def _read_file(path: Path, name: str, stem: str, reading: Reading | None) -> Iterator[Document | Chunk]:
+def _read_file(path: Path, name: str, stem: str, reading: Reading, *, lenient: bool) -> Iterator[Document | Chunk]:
     """All texts of one file; ``name`` stands in messages, ``stem`` in the ids of rows that have none."""
     suffix = path.suffix.lower()
     try:
         if suffix in DOCUMENT_READERS:
-            yield from read_document(path, name, reading or Reading(name))
+            yield from read_document(path, name, reading)
         elif suffix in _TEXTS:
             yield _read_text(path, name)
         elif suffix in _ROWS:
-            yield from _ROWS[suffix](path, stem, _Problems(name, reading))
+            yield from _ROWS[suffix](path, stem, _Problems(name, reading if lenient else None))
         else:
             raise _unknown_kind(path, name)
     except OSError as problem:
