@@ -101,6 +101,8 @@ def build_corpus(
     _refuse_foreign_content(folder)
     if isinstance(source.items, Files) and source.items.has(folder):
         raise CorpusError(f"{folder} is in the folder that is read, and would be read the next time: give another one.")
+    if source.reading is not None:
+        source.reading.silent = True  # what was left out is in what is returned
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _one_builder(folder):

@@ -314,6 +314,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         said, told = capsys.readouterr()
         assert f"21 chunks, fingerprint {load_corpus(out).fingerprint[:16]}{again}\n" in said
         assert "3 cut, 12 documents, 4 files, 4 left out, 3 left out empty, 1 left out rows" in said
+        assert told.count("The corpus file 0.pdf is empty") == 1
         assert "left out (empty): The corpus file 0.pdf is empty" in told
     assert load_corpus(out).chunking == {"method": "sentences", "words": 20, "overlap": 2}
 

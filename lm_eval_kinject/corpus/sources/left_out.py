@@ -60,12 +60,14 @@ class Reading:
         files: how many files gave something.
         left_out: in reading order.
         pages_by_ocr: pages of PDF whose text tesseract read.
+        silent: whoever reads lists what was left out himself, so that the log needn't.
     """
 
     corpus: str
     files: int = 0
     left_out: list[LeftOut] = field(default_factory=list)
     pages_by_ocr: int = 0
+    silent: bool = False
 
     def leave_out(self, name: str, why: Why, reason: str, count: int = 1) -> None:
         """Adds an entry."""
@@ -82,6 +84,8 @@ class Reading:
 
     def warn(self) -> None:
         """Says in the log what was left out; files of unknown kinds in one line."""
+        if self.silent:
+            return
         unknown = [entry.name for entry in self.left_out if entry.why == "unknown_kind"]
         if unknown:
             names = ", ".join(unknown[:5])
