@@ -50,7 +50,8 @@ app = typer.Typer(
 )
 index_app = typer.Typer(help="Indexes on disk: build one, look into it, verify it.", no_args_is_help=True)
 corpus_app = typer.Typer(
-    help="Corpora: show one, make an edition of the newswire, or one of real news.", no_args_is_help=True
+    help="Corpora: show one, build one from your files, Wikipedia or real news, or make an edition of the newswire.",
+    no_args_is_help=True,
 )
 adapters_app = typer.Typer(help="Published adapters: those that `adapter=NAME` knows.", no_args_is_help=True)
 study_app = typer.Typer(help="Studies: the whole comparison from one file, and its report.", no_args_is_help=True)
@@ -195,6 +196,87 @@ def corpus_show(spec: Annotated[str, typer.Argument(help="a bundled name, folder
     texts = load_corpus(spec)
     _out.print_json(data={**texts.provenance(), "chunks": len(texts)}, default=str)
     _out.print(texts.chunks[0].text, markup=False, highlight=False)
+
+
+@corpus_app.command("build")
+def corpus_build(
+    spec: Annotated[str, typer.Argument(help="a folder, file or Hub dataset id")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder to write; a killed build goes on there")],
+    size: Annotated[int, typer.Option("--size", min=1, help="most words (or tokens) in a chunk")] = 180,
+    unit: Annotated[str, typer.Option("--unit", help="words, minilm, or a tokenizer's Hub id or folder")] = "words",
+    overlap: Annotated[int, typer.Option("--overlap", min=0, help="units repeated of the chunk before")] = 0,
+    cut: Annotated[Literal["sentences", "sections", "anywhere"], typer.Option("--cut", help="where")] = "sentences",
+    smallest: Annotated[int, typer.Option("--smallest", min=0, help="drop chunks of fewer units")] = 0,
+) -> None:
+    """Read and cut files once, and list what can't be read of them: text, HTML, DOCX, PDF, EPUB, rows; or a folder."""
+    from lm_eval_kinject.corpus import Chunking
+    from lm_eval_kinject.corpus.build import build_corpus
+    from lm_eval_kinject.corpus.corpus import find_source
+
+    name, source = find_source(spec)
+    chunking = Chunking(size, overlap, unit=unit, cut=cut, smallest=smallest)
+    built = build_corpus(name, source, out, chunking=chunking, progress=lambda n: _say(f"{n:,} chunks"))
+    for entry in built.left_out:
+        _say(f"left out ({entry.why.replace('_', ' ')}): {entry.reason}")
+    print(f"{out}: {built.chunks:,} chunks, fingerprint {built.fingerprint[:16]}{' (was there)' * built.already}")
+    print(", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in sorted(built.counts.items())))
+    print(f"Use it: corpus={shlex.quote(str(out))} in --model_args, or `kinject retrieve QUESTION --corpus {out}`")
+
+
+@corpus_app.command("wikipedia")
+def corpus_wikipedia(
+    selection: Annotated[
+        str | None, typer.Argument(help="a bundled selection or a YAML file; default: list them")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="default: where corpus=wikipedia:NAME finds it")
+    ] = None,
+    contact: Annotated[
+        str, typer.Option("--contact", envvar="KINJECT_CONTACT", help="your e-mail address, which Wikimedia asks for")
+    ] = "",
+    dump: Annotated[Path | None, typer.Option("--dump", help="read a …-pages-articles.xml(.bz2), ask nobody")] = None,
+    category: Annotated[list[str] | None, typer.Option("--category", help="a tree of categories, repeatable")] = None,
+    since: Annotated[str | None, typer.Option("--from", help="first month, YYYY-MM, of categories with one")] = None,
+    until: Annotated[str | None, typer.Option("--to", help="last month, YYYY-MM")] = None,
+    depth: Annotated[int | None, typer.Option("--depth", help="levels of subcategories; default: 3")] = None,
+    revisions: Annotated[
+        Path | None, typer.Option("--revisions", help="a corpus made before (or its revisions.json): the same again")
+    ] = None,
+    site: Annotated[str, typer.Option("--site", help="address of api.php")] = "https://en.wikipedia.org/w/api.php",
+) -> None:
+    """Make a corpus of Wikipedia's articles: an MMLU subject, a category's months, or a selection of your own."""
+    from lm_eval_kinject.corpus.sources.wikipedia import (
+        Api,
+        bundled_selections,
+        chosen_selection,
+        corpus_folder,
+        make_wikipedia,
+        read_revisions,
+    )
+
+    if selection is None:
+        print("\n".join(bundled_selections()))
+        return
+    if dump is not None and revisions is not None:
+        raise ArgumentError("--dump has the revisions of its day: leave out --revisions, or --dump.")
+    given = {"since": since, "until": until, "depth": depth}
+    given = {key: value for key, value in given.items() if value is not None}
+    if selection == "all" and dump is not None:
+        name, chosen = selection, None
+    else:
+        name, chosen = chosen_selection(selection, tuple(category or ()), given)
+    built = make_wikipedia(
+        name,
+        chosen,
+        out or corpus_folder(name),
+        dump if dump is not None else Api(contact, address=site),
+        revisions=None if revisions is None else read_revisions(revisions),
+        say=_say,
+    )
+    print(f"{built.folder}: {built.chunks:,} chunks{' (was there)' * built.already}")
+    print(", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in sorted(built.counts.items())))
+    spec = f"wikipedia:{name}" if out is None else shlex.quote(str(out))
+    print(f"Use it: corpus={spec} in --model_args" + " (kinject_mmlu's tasks name theirs)" * (out is None))
 
 
 @corpus_app.command("newswire")

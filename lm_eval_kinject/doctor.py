@@ -6,11 +6,13 @@ It changes nothing and loads no model. Each check is a function that returns its
 from __future__ import annotations
 
 import os
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +51,15 @@ class Finding:
 
 def examine(*, network: bool = True) -> list[Finding]:
     """All findings, in the order in which a newcomer would want them."""
-    checks: list[Callable[[], Iterable[Finding]]] = [_versions, _discovery, _tasks, _weights, _cache, _device]
+    checks: list[Callable[[], Iterable[Finding]]] = [
+        _versions,
+        _discovery,
+        _tasks,
+        _weights,
+        _documents,
+        _cache,
+        _device,
+    ]
     if network:
         checks.append(_hub)
     return [finding for check in checks for finding in _whatever_lacks(check)]
@@ -140,6 +150,23 @@ def _weights() -> Iterable[Finding]:
         yield Finding("embedded reader", "ok", str(reader))
     else:
         yield Finding("embedded reader", "note", "not in this installation", "pass pretrained= in --model_args")
+
+
+def _documents() -> Iterable[Finding]:
+    """What corpora of files need beyond text and rows; without it such files are listed as not readable."""
+    lacking = [name for name in ("trafilatura", "docx", "pypdfium2", "pytesseract") if find_spec(name) is None]
+    if lacking:
+        yield Finding(
+            "documents", "note", f"{', '.join(lacking)} not installed", "for PDF, DOCX, HTML: install the extra `files`"
+        )
+    else:
+        yield Finding("documents", "ok", "HTML, DOCX, PDF, EPUB")
+    if shutil.which("tesseract") is None:
+        yield Finding(
+            "scans", "note", "tesseract isn't there", "for scanned PDF: `apt install tesseract-ocr` or the like"
+        )
+    else:
+        yield Finding("scans", "ok", "read by tesseract")
 
 
 def _cache() -> Iterable[Finding]:

@@ -63,6 +63,12 @@ def assets_dir() -> Path:
     return Path(__file__).resolve().parent / "assets"
 
 
+def cache_dir() -> Path:
+    """Where indexes, corpora and adapters are kept: ``KINJECT_CACHE``, or ``~/.cache/lm-eval-kinject``."""
+    named = os.environ.get("KINJECT_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "lm-eval-kinject"
+
+
 # Adding ourselves -----------------------------------------------------------------------------------------------------
 
 

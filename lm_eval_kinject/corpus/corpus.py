@@ -14,7 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from lm_eval_kinject.plugin import tasks_dir as installed_tasks
 from lm_eval_kinject.provenance import fingerprint_records
 from lm_eval_kinject.records import Chunk, Document
 
-__all__ = ["Corpus", "bundled_corpora", "load_corpus", "make_corpus"]
+__all__ = ["Corpus", "bundled_corpora", "described", "find_source", "load_corpus", "make_corpus"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _HUB_PATTERNS = (
@@ -95,8 +95,9 @@ def load_corpus(
     """Loads and checks a corpus.
 
     Args:
-        spec: tried in this order: ``realtimeqa:PATH``; the name of a bundled corpus (write ``./NAME`` for a folder of
-            that name); an existing file or folder; a Hub dataset ``owner/name`` or ``owner/name@revision``.
+        spec: tried in this order: ``realtimeqa:PATH``; ``wikipedia:NAME``, which `kinject corpus wikipedia` built; the
+            name of a bundled corpus (write ``./NAME`` for a folder of that name); an existing file or folder; a Hub
+            dataset ``owner/name`` or ``owner/name@revision``.
         tasks_dir: where bundled corpora lie (``NAME/corpus``); default: the installed ones.
         words: documents longer than this are cut (see ``corpus.chunk``); ready chunks never are.
         overlap: words that a chunk repeats of the one before.
@@ -107,22 +108,30 @@ def load_corpus(
             texts. One message, listing all that is wrong with a file.
         ArgumentError: ``words`` or ``overlap`` out of range.
     """
+    name, source = find_source(spec, tasks_dir=tasks_dir)
+    return make_corpus(name, source, chunking=chunking or Chunking(words, overlap))
+
+
+def find_source(spec: str | os.PathLike[str], *, tasks_dir: str | os.PathLike[str] | None = None) -> tuple[str, Source]:
+    """A corpus's name and texts, before anything is cut; arguments and errors as of :func:`load_corpus`."""
     text = os.fspath(spec)
     tasks = Path(tasks_dir) if tasks_dir is not None else installed_tasks()
-    how = chunking or Chunking(words, overlap)
     if not text.strip():
         raise CorpusError(f"No corpus was named. {_advice(tasks)}")
     if text.startswith("realtimeqa:"):
-        source = read_realtimeqa(Path(text.removeprefix("realtimeqa:")).expanduser())
-        return make_corpus("realtimeqa", source, chunking=how)
+        return "realtimeqa", read_realtimeqa(Path(text.removeprefix("realtimeqa:")).expanduser())
+    if text.startswith("wikipedia:"):
+        from lm_eval_kinject.corpus.sources.wikipedia import find_built  # it builds corpora, and so needs this module
+
+        named = text.removeprefix("wikipedia:")
+        return f"wikipedia-{named}", read_path(find_built(named))
     if text in bundled_corpora(tasks):
-        return make_corpus(text, _read_bundled(tasks / text), chunking=how)
+        return text, _read_bundled(tasks / text)
     path = Path(text).expanduser()
     if _exists(path):
-        name = path.resolve().stem if path.is_file() else path.resolve().name
-        return make_corpus(name, read_path(path), chunking=how)
+        return path.resolve().stem if path.is_file() else path.resolve().name, read_path(path)
     if _looks_like_hub_id(text):
-        return make_corpus(text.split("@")[0], _read_hub(text), chunking=how)
+        return text.split("@")[0], _read_hub(text)
     raise CorpusError(_not_found(text, path, tasks))
 
 
@@ -149,18 +158,32 @@ def make_corpus(
             chunks += chunker(item)
         else:
             chunks.append(item)
-    counts = {key: count for key, count in chunker.counts.items() if count or key != "small"}
     _check(name, chunks)
+    found = fingerprint_records(chunks)
+    if source.built is not None and source.built["fingerprint"] != found:
+        raise CorpusError(f"The corpus {name} is not what its manifest.json says, so it was damaged: build it again.")
+    how, counts = described(chunker, source)
     return Corpus(
         name=name,
         chunks=tuple(chunks),
-        fingerprint=fingerprint_records(chunks),
+        fingerprint=found,
         source=source.description,
         revision=source.revision,
         licence=source.licence,
-        chunking=chunker.chunking.provenance() if counts["cut"] or "small" in counts else {"method": "as given"},
-        counts={**counts, **(source.counts or {})},
+        chunking=how,
+        counts=counts,
     )
+
+
+def described(chunker: Chunker, source: Source) -> tuple[dict[str, Any], dict[str, int]]:
+    """What is said of the cutting, and the figures of the reading, once all of a source has been read."""
+    if source.built is not None:
+        return dict(source.built["chunking"]), dict(source.built["counts"])
+    counts = {key: count for key, count in chunker.counts.items() if count or key != "small"}
+    cut = counts["cut"] or "small" in counts
+    read = source.reading.counts() if source.reading is not None else {}
+    how = chunker.chunking.provenance() if cut else {"method": "as given"}
+    return how, {**counts, **read, **(source.counts or {})}
 
 
 def _check(name: str, chunks: Sequence[Chunk]) -> None:
@@ -171,9 +194,10 @@ def _check(name: str, chunks: Sequence[Chunk]) -> None:
         raise CorpusError(
             f"The corpus {name} has chunks with empty texts: {_some(empty)}. Give them text or remove them."
         )
+    if len({chunk.id for chunk in chunks}) == len(chunks):
+        return
     twice = [chunk_id for chunk_id, count in Counter(chunk.id for chunk in chunks).items() if count > 1]
-    if twice:
-        raise CorpusError(f"The corpus {name} has duplicate ids: {_some(twice)}. Ids must be unique across its files.")
+    raise CorpusError(f"The corpus {name} has duplicate ids: {_some(twice)}. Ids must be unique across its files.")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -191,12 +215,11 @@ def _read_bundled(task: Path) -> Source:
     source = read_path(task / "corpus")
     card = {**read_card(task), **read_card(task / "corpus")}
     licence, revision = card.get("license"), card.get("revision")
-    return Source(
-        source.items,
-        f"bundled corpus of {task.name}",
+    return replace(
+        source,
+        description=f"bundled corpus of {task.name}",
         licence=None if licence is None else str(licence),
         revision=None if revision is None else str(revision),
-        counts=source.counts,
     )
 
 
@@ -221,10 +244,7 @@ def _read_hub(spec: str) -> Source:
         offline_advice=advice,
     )
     source = read_path(snapshot.path)
-    licence = source.licence
-    return Source(
-        source.items, f"Hub dataset {repo_id}", licence=licence, revision=snapshot.commit, counts=source.counts
-    )
+    return replace(source, description=f"Hub dataset {repo_id}", revision=snapshot.commit)
 
 
 def _not_found(text: str, path: Path, tasks: Path) -> str:

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.errors import IndexStoreError
 from lm_eval_kinject.log import log
+from lm_eval_kinject.plugin import cache_dir
 from lm_eval_kinject.provenance import (
     atomic_write,
     environment,
@@ -82,12 +83,6 @@ class DenseIndex:
     key: str
     passages_cut: int
     path: Path | None = None
-
-
-def cache_dir() -> Path:
-    """Where indexes are kept: ``KINJECT_CACHE``, or ``~/.cache/lm-eval-kinject``."""
-    named = os.environ.get("KINJECT_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "lm-eval-kinject"
 
 
 def cached_indexes(cache: str | os.PathLike[str] | None = None) -> list[Path]:

@@ -53,8 +53,8 @@ class Search(Stage):
     )
     k: int = argument("chunks in the prompt; `k=0` has the bits of `--model hf`", whole(0, "chunks"), 3)
     corpus: str | None = argument(
-        "a bundled name, folder, file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, `.md`), Hub data set "
-        "`owner/name[@revision]`, or `realtimeqa:PATH`",
+        "a bundled name, folder, file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, `.md`, `.html`, `.docx`, "
+        "`.pdf`, `.epub`), Hub data set `owner/name[@revision]`, `wikipedia:NAME`, or `realtimeqa:PATH`",
         optional(text),
         None,
         shown="what the task declares",

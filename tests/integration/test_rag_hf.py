@@ -19,9 +19,12 @@ from helpers.local_tasks import (
     write_corpus,
     write_foreign,
 )
+from helpers.mediawiki import Article, Wiki, serve
 from helpers.tiny_encoders import make_cross_encoder
 from helpers.tiny_models import make_tiny
 
+from lm_eval_kinject.corpus import Chunking
+from lm_eval_kinject.corpus.sources.wikipedia import Api, Selection, corpus_folder, make_wikipedia
 from lm_eval_kinject.errors import ArgumentError, ContextError, CorpusError, ModelError, ProvenanceError
 from lm_eval_kinject.models.rag_hf import RagHFLM
 from lm_eval_kinject.retrieval.rerank import CrossEncoder
@@ -195,6 +198,23 @@ def test_kinject_mmlu_takes_any_corpus(run):
     result = run(["kinject_mmlu_astronomy", "kinject_mmlu_astronomy_cloze"], retriever="bm25")
     assert prompts(result, "kinject_mmlu_astronomy")[0].endswith(f"about astronomy.\n\n{context(0)}{letters(0)}")
     assert prompts(result, "kinject_mmlu_astronomy_cloze")[0] == context(0) + cloze(0)
+
+
+def test_kinject_mmlu_needs_no_corpus_once_its_subject_is_built(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("KINJECT_CACHE", str(tmp_path))
+    task = "kinject_mmlu_astronomy_cloze"
+    with pytest.raises(CorpusError, match="run `kinject corpus wikipedia astronomy --contact"):
+        run([task], retriever="bm25", corpus=None)
+    texts = [Article(1 + i, f"News from {TOWNS[i]}", [(100 + i, f"{chunk_text(i)}<ref>x</ref>")]) for i in range(4)]
+    wiki = Wiki(texts, links={"Outline of astronomy": [article.title for article in texts]})
+    subject = Selection(title="Astronomy", hubs=("Outline of astronomy",))
+    with serve(wiki) as address:
+        api = Api("me@example.org", address=address, pause=0)
+        make_wikipedia("astronomy", subject, corpus_folder("astronomy"), api, chunking=Chunking())
+    result = run([task], retriever="bm25", corpus=None)
+    assert prompts(result, task)[0] == context(0) + cloze(0)
+    (corpus,) = result["config"]["kinject"]["corpora"]
+    assert (corpus["name"], corpus["licence"], corpus["chunks"]) == ("wikipedia-astronomy", "CC BY-SA 4.0", 4)
 
 
 def test_a_task_whose_question_varies_by_option_needs_a_query(run):

@@ -235,6 +235,8 @@ def test_the_checks_of_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tasks = [f for f in found.values() if f.subject.startswith("task ")]
     assert len(tasks) == 12
     assert {f.state for f in tasks} == {"ok"}
+    assert found["documents"].state == "ok"
+    assert found["scans"].state in {"ok", "note"}
     assert found["Hub"].state == "note"
     assert found["index half.building"].state == "note"
     assert found["index broken"].state == "problem"
@@ -264,7 +266,7 @@ def test_the_doctor_reports_what_is_not_installed(monkeypatch: pytest.MonkeyPatc
         yield doctor.Finding("first", "ok", "seen")
         raise ModuleNotFoundError("No module named 'lm_eval'")
 
-    for name in ("_versions", "_discovery", "_weights", "_cache", "_hub"):
+    for name in ("_versions", "_discovery", "_weights", "_documents", "_cache", "_hub"):
         monkeypatch.setattr(doctor, name, lambda: ())
     monkeypatch.setattr(doctor, "_tasks", lacking)
     monkeypatch.setitem(sys.modules, "torch", None)
