@@ -245,6 +245,16 @@ def test_lm_eval_scores_it_and_takes_it_off_again(place, tmp_path):
             logits = plain(torch.tensor([[*ids, *before, *after]])).logits[0].log_softmax(-1)
         places = range(len(ids) + len(before) - 1, len(ids) + len(before) + len(after) - 1)
         assert score == pytest.approx(sum(float(logits[p, t]) for p, t in zip(places, after, strict=True)), abs=1e-4)
+    # Generation, in one batch padded on the left: greedy, as the plain model goes on from all the tokens.
+    told = [
+        Instance("generate_until", {}, (c, {"until": [], "max_gen_toks": 4}), 0) for c in ("Who opened it?", "Where")
+    ]
+    for (context, _), said in zip((one.args for one in told), lm.generate_until(told, disable_tqdm=True), strict=True):
+        row = [*ids, *lm.tok_encode(context)]
+        for _ in range(4):
+            with torch.no_grad():
+                row.append(int(plain(torch.tensor([row])).logits[0, -1].argmax()))
+        assert said == lm.tokenizer.decode(row[-4:], skip_special_tokens=True)
     lm.exchange()
     assert lm.max_length == 2048
     base = RagHFLM(pretrained=model, device="cpu", batch_size=2, k=0)
