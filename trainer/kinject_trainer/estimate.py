@@ -368,7 +368,8 @@ def _bytes(recipe: Recipe, config: Any, parameters: int, trainable: int, micro: 
     hidden, layers = config.hidden_size, config.num_hidden_layers
     a_layer = 2 if recipe.gradient_checkpointing else 17
     activations = tokens * hidden * layers * a_layer * width
-    passing = float(activations + tokens * config.vocab_size * 12)
+    heard = 2 * tokens * width if recipe.distils else 0  # a teacher's rows have a chunk in front: about twice as long
+    passing = float(activations + (tokens * 12 + heard) * config.vocab_size)
     if recipe.processes == 1:
         return weights + passing, "one process holds all"
     if recipe.method != "full":
