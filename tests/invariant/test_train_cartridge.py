@@ -186,7 +186,8 @@ def test_killed_and_resumed_it_has_the_same_bits(place, tmp_path, objective):
     )
     assert run(recipe, tmp_path / "whole") == 0
     assert run(recipe, tmp_path / "killed", kill="update 3") == -signal.SIGKILL
-    assert run(recipe, tmp_path / "killed", kill="between old and new", resume=True) == -signal.SIGKILL
+    if objective == "distillation":
+        assert run(recipe, tmp_path / "killed", kill="between old and new", resume=True) == -signal.SIGKILL
     assert run(recipe, tmp_path / "killed", resume=True) == 0
     one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "killed"))
     assert one == other
