@@ -196,10 +196,12 @@ def shape_problems(adapter: Mapping[str, tuple[int, ...]], base: Mapping[str, tu
     """Which of a LoRA's matrices don't fit the base: A must be (rank, in), B (out, rank) of a weight (out, in).
 
     A weight that is stored the other way round (GPT-2's Conv1D) fits too. Tensors that aren't LoRA's (a whole layer
-    that was trained along) must have the base's shape.
+    that was trained along) must have the base's shape. Cartridges have no weight of the base's, and are left out.
     """
     problems = []
     for key, shape in adapter.items():
+        if key == "prompt_embeddings":
+            continue
         match = _LORA.match(key)
         module = match["module"] if match else key.removeprefix("base_model.model.").removesuffix(".weight")
         weight = base.get(f"{module}.weight")

@@ -60,7 +60,7 @@ class _Part(BaseModel):
 class RecipeOf(_Part):
     """Every key of the recipe, defaults included; those that anybody here asks for are named."""
 
-    method: _Text = Field(description="lora, rslora or full")
+    method: _Text = Field(description="lora, rslora, full or cartridge")
     variant: _Text = Field(description="ft-reg or ft-par")
     paraphrases: int | None = Field(default=None, description="of each chunk; None: 10")
     rank: int | None = Field(default=None, description="of an adapter")
@@ -263,11 +263,15 @@ def _settings(run: Run) -> list[tuple[str, Any]]:
     values = run.recipe.model_dump(exclude_unset=True)
     if run.outcome.get("learning_rate") is not None:
         values["learning_rate"] = run.outcome["learning_rate"]
-    shown = [(key, values[key]) for key in _SHOWN if key in values and (run.is_adapter or key not in _ADAPTER_ONLY)]
+    has_rank = run.recipe.method not in ("full", "cartridge")
+    shown = [(key, values[key]) for key in _SHOWN if key in values and (has_rank or key not in _ADAPTER_ONLY)]
     replay = values.get("replay")  # a run of before there was replay has none; with a ratio of 0 it replays nothing
     if replay and replay["ratio"]:
         falling = f", times {replay['decay']:g} from epoch to epoch" if replay["decay"] != 1 else ""
         shown.append(("replay", f"{replay['ratio']:g} documents of {replay['corpus']} for each{falling}"))
+    compressed = values.get("cartridge") if run.recipe.method == "cartridge" else None
+    if compressed:
+        shown.append(("cartridge", ", ".join(f"{key} {value}" for key, value in compressed.items())))
     held = values.get("regulariser")
     if held:
         constants = ", ".join(f"{key} {value}" for key, value in held.items() if key != "kind")
@@ -310,7 +314,7 @@ def _metadata(run: Run, facts: CardFacts, scores: Sequence[Score]) -> str:
         "base_model_relation": "adapter" if run.is_adapter else "finetune",
         "library_name": "peft" if run.is_adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": [*tags, "lora"] if run.is_adapter else tags,
+        "tags": [*tags, "cartridge" if run.recipe.method == "cartridge" else "lora"] if run.is_adapter else tags,
         **_licence(facts),
     }
     if facts.corpus:

@@ -44,6 +44,7 @@ class HFHost:
     _model: Any
     max_gen_toks: int
     max_length: int
+    _max_length: int | None
     pretrained: Any
     revision: str | None
     tok_encode: Callable[..., list[int]]
@@ -61,6 +62,7 @@ class HFHost:
             hf["device"] = "mps" if torch.backends.mps.is_available() else "cpu"  # hf assumes CUDA
         self._name_parts(hf)
         self._load(hf)
+        self._leave_room(hf.get("max_length"))
         commit = getattr(self.config, "_commit_hash", None)
         self._model_identity = model_identity(self.pretrained, commit=commit, revision=self.revision)
 
@@ -104,16 +106,26 @@ class HFHost:
                 WHERE,
             )
         if isinstance(self._model, PeftModel):
-            if not hasattr(self._model.base_model, "unload"):
+            if _virtual_tokens(self._model):  # the base below is untouched
+                self._model = self._model.get_base_model()
+            elif hasattr(self._model.base_model, "unload"):
+                self._model = self._model.unload()
+            else:
                 raise ArgumentError("this kind of adapter can't be taken off its base; load the model anew", WHERE)
-            self._model = self._model.unload()
         if hf.get("peft"):
             with self._explained(hf):
                 self._model = PeftModel.from_pretrained(self._model, hf["peft"], revision=self.revision)
             self._model.to(self.device)
         self._model.eval()
         self.peft = hf.get("peft")
+        self._leave_room(hf.get("max_length"))
         self._name_parts(hf)
+
+    def _leave_room(self, given: int | None) -> None:
+        """Takes an adapter's virtual tokens, which stand before each prompt, off the model's own window."""
+        self._max_length = given
+        if given is None and (taken := _virtual_tokens(self._model)):
+            self._max_length = self.max_length - taken
 
     def _put_on(self, hf: dict[str, Any], name: str) -> None:
         """Replaces ``adapter=`` by what ``hf`` understands: a checked folder, and its base where none is given."""
@@ -211,6 +223,12 @@ class HFHost:
     def gather(self, value: Any) -> list[Any] | None:
         """See ``HFLM.gather_object``."""
         return self.gather_object(value)
+
+
+def _virtual_tokens(model: Any) -> int:
+    """Tokens that adapters (cartridges, prefixes, prompts) put in front of each prompt."""
+    configs = getattr(model, "peft_config", {}).values() if hasattr(model, "get_base_model") else ()
+    return sum(config.num_virtual_tokens for config in configs if config.is_prompt_learning)
 
 
 @contextmanager

@@ -90,6 +90,8 @@ def _adapter_problem(model: Any) -> str | None:
     """Adapters that do more than change what a single token's activations go through."""
     for config in getattr(model, "peft_config", {}).values() if hasattr(model, "get_base_model") else ():
         kind = getattr(config.peft_type, "value", str(config.peft_type))
+        if getattr(config, "is_prompt_learning", False):
+            return f"its adapter ({kind}) puts virtual tokens in front of each prompt"
         if kind not in _PER_TOKEN_ADAPTERS:
             return f"adapters of type {kind} aren't known to act on each token alone"
         if getattr(config, "alora_invocation_tokens", None):

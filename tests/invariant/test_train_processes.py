@@ -62,6 +62,22 @@ def test_two_gloo_processes_equal_one(place, tmp_path, keys):
     assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-5
 
 
+def test_two_processes_share_lessons(place, tmp_path):
+    """A cartridge's lessons, an odd number of them: in the last update one process has none."""
+    folder, model, corpus = place
+    keys = {"method": "cartridge", "cartridge": {"tokens": 8, "lessons": 1}, "block_size": 96, "epochs": 1.1}
+    recipe = write_recipe(folder / "lessons.yaml", model, corpus, micro_batch=1, **keys)
+    assert run(recipe, tmp_path / "one") == 0
+    port = free_port()
+    both = [start(recipe, tmp_path / "two", rank=rank, world=2, port=port) for rank in range(2)]
+    for process in both:
+        process.join(timeout=120)
+    assert [process.exitcode for process in both] == [0, 0]
+    close(tmp_path / "one", tmp_path / "two", 1e-4)
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert float((one["prompt_embeddings"] - two["prompt_embeddings"]).abs().max()) < 1e-5
+
+
 def test_torchrun_equals_one_process(place, tmp_path):
     """The module that launchers start, under torch's own launcher."""
     folder, model, corpus = place

@@ -127,6 +127,7 @@ def test_shapes() -> None:
     ]
     assert len(shape_problems({"base_model.model.m.q.lora_B.weight": (5, 2)}, base)) == 1
     assert len(shape_problems({"base_model.model.m.norm.weight": (5,)}, base)) == 1
+    assert shape_problems({"prompt_embeddings": (10, 64)}, base) == []
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,16 @@ def test_adapter_without_anything_measured(data: dict[str, Any]) -> None:
     same("adapter_bare.md", render_card(Run(**data), facts))
 
 
+def test_a_cartridge_is_no_lora(data: dict[str, Any]) -> None:
+    data["recipe"] |= {"method": "cartridge", "rank": 16, "cartridge": {"tokens": 64, "objective": "distillation"}}
+    text = render_card(Run(**data), CardFacts(repo_id="me/x", base="a/b", base_revision=None))
+    assert yaml.safe_load(text.split("---")[1])["tags"][-1] == "cartridge"
+    assert "| cartridge | tokens 64, objective distillation |" in text
+    assert "| rank |" not in text
+    assert "vllm" not in text.lower()
+    assert "peft=me/x,k=0" in text
+
+
 def test_whole_model(data: dict[str, Any]) -> None:
     data["recipe"] |= {"method": "full", "variant": "ft-reg", "paraphrases": None}
     text = render_card(Run(**data), replace(FACTS, repo_id="me/reader-ft-reg", licence="my own licence"))

@@ -90,6 +90,19 @@ def test_every_problem_at_once(tmp_path):
         ({"learning_rate": {"hi": 1}}, "learning_rate.hi: no such key; did you mean high?"),
         ({"targets": "q_proj"}, "targets: must be `all-linear` or a list"),
         ({"checkpoint_every": True}, "checkpoint_every: must be a whole number of updates"),
+        ({"cartridge": {}}, "cartridge: has a meaning with method cartridge alone"),
+        ({"method": "cartridge", "rank": 8}, "rank: has no meaning with method cartridge"),
+        (
+            {"method": "cartridge", "cartridge": {"tokens": 4, "frozen": 4}},
+            "cartridge.frozen 4: nothing is trained of 4",
+        ),
+        ({"method": "cartridge", "cartridge": {"token": 4}}, "cartridge.token: no such key; did you mean tokens?"),
+        ({"method": "cartridge", "cartridge": 64}, "cartridge: "),
+        ({"method": "cartridge", "gradient_checkpointing": True}, "throws the cache away"),
+        ({"method": "cartridge", "stream": True}, "stream with a cartridge that is distilled"),
+        ({"method": "cartridge", "replay": {"corpus": "newswire-older"}}, "replay with a cartridge"),
+        ({"method": "cartridge", "cartridge": {"objective": "next-token", "lessons": 3}}, "cartridge.lessons: are of"),
+        ({"method": "cartridge", "regulariser": "recadam"}, "regulariser recadam with method cartridge"),
         ({"validate_every": "day"}, "validate_every: must be a whole number of updates"),
     ],
 )
@@ -191,6 +204,20 @@ def test_fingerprint_is_of_what_has_an_effect():
         assert recipe.model_copy(update=change).fingerprint() != recipe.fingerprint()
 
 
+def test_a_cartridge_has_one_name_however_it_is_said():
+    plain = Recipe(**LEAST, method="cartridge")
+    said = Recipe(**LEAST, method="cartridge", cartridge={"tokens": 128, "lessons": 5})
+    assert plain.fingerprint() == said.fingerprint() != Recipe(**LEAST).fingerprint()
+    assert plain.effective() == said.effective()
+    assert said.model_copy(update={"cartridge": None}).fingerprint() == said.fingerprint()
+    longer = Recipe(**LEAST, method="cartridge", cartridge={"tokens": 129})
+    assert longer.fingerprint() != plain.fingerprint()
+    assert "cartridge" not in Recipe(**LEAST).effective()
+    text = Recipe(**LEAST, method="cartridge", cartridge={"objective": "next-token"}, stream=True)
+    assert not text.distils
+    assert plain.distils
+
+
 def test_equal_recipes_have_equal_fingerprints():
     """However they say it: ft-reg is ft-par without paraphrases, and ten of them are the default."""
     reg = Recipe(**{**LEAST, "variant": "ft-reg"})
@@ -205,8 +232,14 @@ def test_equal_recipes_have_equal_fingerprints():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"method": "full"}, {"learning_rate": {"rates": [1e-4, 1e-3]}}, {"learning_rate": {"trials": 2}}, {}],
-    ids=["full", "rates", "range", "defaults"],
+    [
+        {"method": "full"},
+        {"method": "cartridge"},
+        {"learning_rate": {"rates": [1e-4, 1e-3]}},
+        {"learning_rate": {"trials": 2}},
+        {},
+    ],
+    ids=["full", "cartridge", "rates", "range", "defaults"],
 )
 def test_a_published_recipe_can_be_run_again(tmp_path, changes):
     recipe = load_recipe(write(tmp_path, **LEAST, **changes))

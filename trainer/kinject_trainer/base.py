@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from kinject_trainer.cartridge import with_cartridge
 from kinject_trainer.recipe import ADAPTERS, Recipe
 from lm_eval_kinject.errors import ArgumentError, ModelError
 from lm_eval_kinject.hub.content import fingerprint_model
@@ -28,6 +29,7 @@ from lm_eval_kinject.provenance import fingerprint
 __all__ = [
     "Base",
     "check_fit",
+    "context_of",
     "find_base",
     "is_hub_id",
     "load_model",
@@ -159,9 +161,20 @@ def check_fit(model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) ->
             f"The tokenizer doesn't fit the model {recipe.model}: its ids go up to {highest}, and the model has "
             f"{rows} embeddings. Take the model's own tokenizer, or enlarge its embeddings first."
         )
-    context = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and recipe.block_size > context:
-        raise ModelError(f"block_size {recipe.block_size} is longer than the context of {recipe.model}: {context}.")
+    context = context_of(model.config)
+    before = 0 if recipe.compresses is None else recipe.compresses.tokens
+    if context is not None and before + recipe.block_size > context:
+        named = (
+            f"cartridge.tokens {before} and block_size {recipe.block_size} are"
+            if before
+            else (f"block_size {recipe.block_size} is")
+        )
+        raise ModelError(f"{named} longer than the context of {recipe.model}: {context}.")
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """Tokens that a model can read; None where its configuration doesn't say so."""
+    return getattr(config, "max_position_embeddings", None)
 
 
 def with_adapter(model: Any, recipe: Recipe) -> Any:
@@ -173,6 +186,8 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
     """
     if recipe.method not in ADAPTERS:
         return model
+    if recipe.compresses is not None:
+        return with_cartridge(model, recipe.compresses, recipe.model)
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     _check_targets(model, recipe.targets)

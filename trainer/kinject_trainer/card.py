@@ -23,6 +23,11 @@ scipy and a GPU; this project's tests don't run that.
 """
 
 
+_DISTILLED = (
+    "Training losses are Kullback-Leibler divergences from the teacher, a token of the lessons' answers; the last "
+    "epoch's is the mean over its updates. Validation losses are of the next token.\n"
+)
+
 _REPLAYED_RECALL = "The recall asks for facts of the older news that was replayed: it was read again, not only kept.\n"
 
 
@@ -50,14 +55,33 @@ def _what(record: Mapping[str, Any]) -> str:
     texts = wordings if record["paraphrases"] else "each chunk in its own words only"
     how = "all weights" if recipe["method"] == "full" else f"a {recipe['method']} adapter of rank {recipe['rank']}"
     size = f"{record['outcome']['trainable_parameters']:,} trainable parameters"
+    done = f"after continued pretraining on the corpus `{corpus['name']}`"
+    if "cartridge" in record:
+        how = _cartridge(record)
+        done = f"with the corpus `{corpus['name']}` compressed into its cache"
     return (
-        f"The model `{base['name']}` after continued pretraining on the corpus `{corpus['name']}` "
+        f"The model `{base['name']}` {done} "
         f"({record['data']['chunks']:,} chunks; {texts}): {how}, {size}. It was made to measure how much of a text "
         f"goes into a model's weights, to compare with retrieval. It was not made to be useful or safe in other ways, "
         f"and what it says about the corpus can be wrong.\n\n"
         f"Corpus fingerprint `{corpus['fingerprint'][:16]}`, licence: {corpus.get('licence') or 'not stated'}.\n"
         + _replay(record)
         + _held(record)
+    )
+
+
+def _cartridge(record: Mapping[str, Any]) -> str:
+    """What is trained in the place of weights, and on what."""
+    made, said = record["cartridge"], record["recipe"]["cartridge"] or {}
+    how = f"a cartridge of {made['tokens']:,} tokens' keys and values, which started as those of {made['started_as']}"
+    if said.get("frozen", 1):
+        how += f" (the first {said.get('frozen', 1):,} as they started)"
+    if "lessons" not in made:
+        return f"{how}, trained on the next tokens of the chunks; the base's weights are as they were"
+    return (
+        f"{how}, distilled from the base with the chunk in its prompt, in {made['lessons']:,} lessons an epoch with "
+        f"{made['answer_tokens']:,} tokens of answers, written by templates from the chunks' own words; the base's "
+        f"weights are as they were"
     )
 
 
@@ -94,8 +118,10 @@ def _held(record: Mapping[str, Any]) -> str:
 def _figures(record: Mapping[str, Any]) -> str:
     outcome, data, replay = record["outcome"], record["data"], record.get("replay")
     epochs = outcome["tokens"] / data["epoch_tokens"] if replay is None else replay["epochs"]
+    lessons = "lessons" in record.get("cartridge", {})
+    padded = " (with padding)" if lessons else ""
     rows = [
-        ("tokens an epoch" + (" (without replay)" if replay else ""), f"{data['epoch_tokens']:,}"),
+        ("tokens an epoch" + (" (without replay)" if replay else padded), f"{data['epoch_tokens']:,}"),
         ("tokens trained on", f"{outcome['tokens']:,}"),
         ("epochs", f"{epochs:.2f}"),
         ("updates", f"{outcome['updates']:,}"),
@@ -111,6 +137,7 @@ def _figures(record: Mapping[str, Any]) -> str:
         + _table(("", ""), rows)
         + "\nLosses are nats a token. The validation texts are further wordings of chunks that were trained on.\n"
         + ("Training losses are over what is replayed, too.\n" if replay else "")
+        + (_DISTILLED if lessons else "")
         + picture
     )
 

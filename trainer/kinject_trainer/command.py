@@ -19,7 +19,7 @@ import accelerate
 import yaml
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from kinject_trainer.base import Base, check_fit, find_base, load_tokenizer, skeleton, tokenizer_fingerprint
+from kinject_trainer.base import Base, check_fit, context_of, find_base, load_tokenizer, skeleton, tokenizer_fingerprint
 from kinject_trainer.card import write_card
 from kinject_trainer.checkpoints import claim, complete, refuse_another
 from kinject_trainer.data import Demarcation, Replayed, Stream, build_store, cut, encoder, shuffled
@@ -31,6 +31,7 @@ from kinject_trainer.forgetting import general_text_fingerprint, make_gauge
 from kinject_trainer.plot import draw
 from kinject_trainer.processes import on_cpu
 from kinject_trainer.recipe import UNTESTED, Ewc, Recipe, load_recipe, to_run_again, untested
+from kinject_trainer.selfstudy import opening, study_of
 from kinject_trainer.train import Outcome
 from kinject_trainer.trainer import Materials
 from kinject_trainer.tune import Trial, search
@@ -170,8 +171,9 @@ def _prepare(
         claim(work, identity)
     encode = encoder(tokenizer)
     key = [identity["corpus"], identity["tokenizer"], recipe.wordings, recipe.chunks]
+    study = study_of(recipe, texts, tokenizer, context_of(AutoConfig.from_pretrained(base.folder)))
     with state.main_process_first():
-        store = build_store(work / "tokens", texts.training(), encode, key)
+        store = build_store(work / "tokens", texts.training(), encode, key) if study is None else study.store
         replay = _replayed(recipe, texts, encode, identity, work)
     stream = Stream(store, recipe.order_seed, recipe.block_size, 0, replay)
     stream.total = run_tokens(recipe, texts, stream, lambda text: len(encode(text)))
@@ -191,6 +193,8 @@ def _prepare(
         gauge=make_gauge(recipe, tokenizer, micro),
         identity=identity,
         fisher_rows=_fisher_rows(recipe, texts, encode),
+        opening=() if recipe.compresses is None else opening(texts.training(0), tokenizer, recipe.compresses.tokens),
+        study=study,
     )
     updates = materials.plan(state.num_processes).updates
     for note in [*replay_notes(stream), *regulariser_notes(recipe, updates, fisher_passes(recipe, texts))]:
@@ -335,6 +339,11 @@ def _record(
             "tokens": stream.replayed_tokens(),
             "epochs": stream.epochs_of(stream.total),
         }
+    if materials.opening:
+        made["cartridge"] = {"tokens": len(materials.opening), "started_as": "the corpus's first tokens"}
+    if materials.study is not None:
+        made["cartridge"]["lessons"] = len(materials.study.store)
+        made["cartridge"]["answer_tokens"] = materials.study.answer_tokens
     if texts.fisher is not None:
         made["fisher"] = {"corpus": dict(texts.fisher.provenance), "examples": len(materials.fisher_rows)}
     return made

@@ -208,6 +208,11 @@ def shuffled(count: int, *names: int) -> Ints:
     return np.argsort(_hash(np.arange(count, dtype=np.int64), *names), kind="stable")
 
 
+def drawn(below: int, *names: int) -> int:
+    """A number below ``below`` that some names give."""
+    return int(_hash(np.zeros(1, dtype=np.int64), *names)[0] % np.uint64(below))
+
+
 def epoch_order(chunks: Ints, seed: int, epoch: int) -> Ints:
     """The order of the documents in one epoch: passes over the chunks, each with another wording.
 
@@ -370,6 +375,12 @@ class Stream:
 
     def __len__(self) -> int:
         return self.full_blocks + (self.tail > 0)
+
+    def document_of(self, number: int) -> int:
+        """The document that block ``number`` begins in; those replayed are numbered on from the store's."""
+        epoch, offset = self._place(number * self.block_size)
+        order, ends = self._epoch(epoch)
+        return int(order[np.searchsorted(ends, offset, side="right")])
 
     def block(self, number: int) -> npt.NDArray[np.int64]:
         """The tokens of block ``number``, counted from 0 over the run."""

@@ -18,11 +18,12 @@ import torch
 from huggingface_hub.errors import RevisionNotFoundError
 from transformers import AutoConfig, PretrainedConfig
 
-from kinject_trainer.base import READER, Base, find_base, is_hub_id, known_config, load_tokenizer, skeleton
+from kinject_trainer.base import READER, Base, context_of, find_base, is_hub_id, known_config, load_tokenizer, skeleton
 from kinject_trainer.data import Demarcation, Plan, Replayed, Store, Stream, encoder
 from kinject_trainer.documents import Texts
 from kinject_trainer.keep import target_share
 from kinject_trainer.recipe import ADAPTERS, UNTESTED, Ewc, Recadam, Recipe, untested
+from kinject_trainer.selfstudy import Study, opening, study_of
 from lm_eval_kinject.errors import ModelError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.log import duration
@@ -113,6 +114,7 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
     base, config = _config(recipe, notes)
     count, estimated, marks = _counter(base)
     notes += [marks] if marks else []
+    study = _study(recipe, texts, base, config, notes)
     stream = _counted(recipe, texts, count)
     tokens, documents = stream.total, len(stream.store)
     notes += replay_notes(stream)
@@ -123,7 +125,9 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     passes = fisher_passes(recipe, texts)
     notes += regulariser_notes(recipe, plan.updates, passes)
-    seconds, reason = _seconds(recipe, parameters, trainable, tokens + passes * recipe.block_size)
+    # The teacher passes forward alone, which is half of what the frozen weights cost the student.
+    heard = 0 if study is None else round(recipe.epochs * study.taught_tokens / 2)
+    seconds, reason = _seconds(recipe, parameters, trainable, tokens + passes * recipe.block_size + heard)
     memory, sharing = _bytes(recipe, config, parameters, trainable, micro)
     if recipe.method in UNTESTED:
         notes.append(untested(recipe))
@@ -152,7 +156,10 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
 
 def _counted(recipe: Recipe, texts: Texts, count: Callable[[str], int]) -> Stream:
     """The run's stream, of which nothing but the documents' lengths is known."""
-    store = Store.of_lengths([count(wording.text) for wording in texts.training()])
+    lengths = [count(wording.text) for wording in texts.training(0 if recipe.distils else None)]
+    if recipe.compresses is not None and recipe.distils:
+        lengths = [recipe.block_size] * (len(lengths) * recipe.compresses.lessons)
+    store = Store.of_lengths(lengths)
     replay = None
     if texts.older is not None and recipe.replays is not None:
         lengths = [count(wording.text) for wording in texts.older.wordings]
@@ -175,7 +182,28 @@ def run_tokens(recipe: Recipe, texts: Texts, stream: Stream, count: Callable[[st
     if recipe.equal_updates_to_paraphrases is not None:
         epoch_tokens = sum(count(w.text) for w in texts.training(recipe.equal_updates_to_paraphrases))
         tokens = round(recipe.epochs * epoch_tokens)
+    if recipe.distils:  # a block is a lesson, whole
+        tokens = max(1, round(tokens / recipe.block_size)) * recipe.block_size
     return max(2, tokens)  # less has nothing to predict
+
+
+def _study(recipe: Recipe, texts: Texts, base: Base | None, config: PretrainedConfig, notes: list[str]) -> Study | None:
+    """The lessons of a cartridge, and whether the corpus is long enough to start one; not known without a tokenizer."""
+    made = recipe.compresses
+    if made is None:
+        return None
+    if base is None:
+        notes.append("cartridge: without the tokenizer its start and its lessons aren't looked at")
+        return None
+    tokenizer = load_tokenizer(base)
+    opening(texts.training(0), tokenizer, made.tokens)
+    study = study_of(recipe, texts, tokenizer, context_of(config))
+    if study is not None:
+        notes.append(
+            f"cartridge: {len(study.store):,} lessons an epoch, each padded to a block, with {study.answer_tokens:,} "
+            f"tokens that are learned from; the teacher reads {study.taught_tokens:,} an epoch"
+        )
+    return study
 
 
 def replay_notes(stream: Stream) -> list[str]:
@@ -335,7 +363,8 @@ def _bytes(recipe: Recipe, config: Any, parameters: int, trainable: int, micro: 
     hidden, layers = config.hidden_size, config.num_hidden_layers
     a_layer = 2 if recipe.gradient_checkpointing else 17
     activations = tokens * hidden * layers * a_layer * width
-    passing = float(activations + tokens * config.vocab_size * 12)
+    heard = 2 * tokens * width if recipe.distils else 0  # a teacher's rows have a chunk in front: about twice as long
+    passing = float(activations + (tokens * 12 + heard) * config.vocab_size)
     if recipe.processes == 1:
         return weights + passing, "one process holds all"
     if recipe.method != "full":

@@ -34,6 +34,7 @@ __all__ = [
     "OLDER_NEWS",
     "UNTESTED",
     "L2",
+    "Cartridge",
     "Ewc",
     "Recadam",
     "Recipe",
@@ -46,8 +47,8 @@ __all__ = [
     "untested",
 ]
 
-Method = Literal["lora", "rslora", "full", "dora", "qlora", "loftq"]
-ADAPTERS = ("lora", "rslora", "dora", "qlora", "loftq")
+Method = Literal["lora", "rslora", "full", "dora", "qlora", "loftq", "cartridge"]
+ADAPTERS = ("lora", "rslora", "dora", "qlora", "loftq", "cartridge")
 UNTESTED = ("dora", "qlora", "loftq")
 """Methods handed through to PEFT; this project's tests don't run them."""
 
@@ -56,6 +57,9 @@ OLDER_NEWS = "newswire-older"
 
 _NEEDS = {"qlora": ("bitsandbytes",), "loftq": ("bitsandbytes", "scipy")}
 _ONLY_ADAPTERS = ("rank", "alpha", "dropout", "targets", "peft")
+_WITHOUT_RANK = ("full", "cartridge")
+"""Methods for which those keys have no meaning."""
+
 _WITHOUT_EFFECT = {"checkpoint_every", "checkpoints_kept", "micro_batch", "processes", "name"}
 """Keys that may differ between a checkpoint's recipe and the one that resumes it."""
 
@@ -123,6 +127,20 @@ class Replay(_Strict):
     corpus: str = Field(description="`newswire-older` (what the reader recalls), or what `kinject corpus` takes")
     ratio: float = Field(default=1.0, ge=0, le=1000, description="of them for each document, in the first epoch")
     decay: float = Field(default=1.0, gt=0, le=1, description="factor on the ratio from epoch to epoch")
+
+
+class Cartridge(_Strict):
+    """A compressed context: keys and values of a prefix, trained in the place of a prompt with the corpus in it.
+
+    It starts as the model's own keys and values of the corpus's first tokens (arXiv 2506.06266).
+    """
+
+    tokens: int = Field(default=128, ge=1, le=1_048_576, description="length of the prefix")
+    frozen: int = Field(default=1, ge=0, le=1_048_576, description="its first ones, which stay as they start")
+    objective: Literal["distillation", "next-token"] = Field(
+        default="distillation", description="say what the base says that has the chunk before it, or the corpus's text"
+    )
+    lessons: int = Field(default=5, ge=1, le=1000, description="exchanges about each chunk, for distillation")
 
 
 class L2(_Strict):
@@ -210,6 +228,8 @@ class Recipe(_Strict):
     targets: Literal["all-linear"] | tuple[str, ...] = Field(default="all-linear", description="modules by last name")
     peft: dict[str, Any] = Field(default_factory=dict, description="further arguments of peft.LoraConfig")
 
+    cartridge: Cartridge | None = Field(default=None, description="of method cartridge: its length and what it learns")
+
     block_size: int = Field(default=256, ge=8, le=1_048_576, description="tokens")
     epochs: float = Field(default=5, gt=0, le=10_000, description="passes over the corpus with all its wordings")
     equal_updates_to_paraphrases: int | None = Field(
@@ -258,6 +278,16 @@ class Recipe(_Strict):
         return self.replay if self.replay is not None and self.replay.ratio else None
 
     @property
+    def compresses(self) -> Cartridge | None:
+        """The cartridge that is trained; None with every other method."""
+        return (self.cartridge or Cartridge()) if self.method == "cartridge" else None
+
+    @property
+    def distils(self) -> bool:
+        """Whether lessons are trained on and not the corpus's text."""
+        return self.compresses is not None and self.compresses.objective == "distillation"
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """The learning rates to train with, one run each."""
         found = self.learning_rate
@@ -294,11 +324,12 @@ class Recipe(_Strict):
             "variant": "ft-par" if self.wordings else "ft-reg",
             "paraphrases": self.wordings,
             "data_seed": None if self.data_seed == self.seed else self.data_seed,
+            "cartridge": None if self.compresses is None else self.compresses.model_dump(mode="json"),
         }
 
     def _unused(self) -> set[str]:
         """Later keys that ask for nothing: a recipe without them has the name that it had before there were such."""
-        used = {"replay": self.replays, "regulariser": self.regulariser}
+        used = {"replay": self.replays, "regulariser": self.regulariser, "cartridge": self.compresses}
         return {key for key, value in used.items() if value is None}
 
     def effective(self) -> dict[str, Any]:
@@ -346,7 +377,7 @@ def _last_name(place: str) -> str:
 
 def to_run_again(public: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's `public` values as a file that `load_recipe` takes: less those that have no meaning in it."""
-    left_out = set(_ONLY_ADAPTERS) if public["method"] == "full" else set()
+    left_out = set(_ONLY_ADAPTERS) if public["method"] in _WITHOUT_RANK else set()
     made = {key: value for key, value in public.items() if key not in left_out}
     rate = made["learning_rate"]
     if isinstance(rate, Mapping):
@@ -491,6 +522,7 @@ _WANTED = {
     "checkpoint_every": "a whole number of updates, `epoch` or `never`",
     "validate_every": "a whole number of updates, `epoch` or `never`",
     "regulariser": "none, or {kind: …} with l2, ewc, ewc-empirical or recadam and its constants",
+    "cartridge": "what the cartridge is like ({tokens: 128, frozen: 1, objective: distillation, lessons: 5})",
     "replay": "what to replay and how much of it ({corpus: …, ratio: 1, decay: 1})",
 }
 """What keys of several types take: the checker's own messages speak of each type by itself."""
@@ -521,8 +553,8 @@ def _readable(invalid: ValidationError) -> list[str]:
 
 def _part_of(key: str, inner: list[str]) -> tuple[type[BaseModel], list[str]]:
     """The part of the recipe that a place lies in, and the place in it, less the name that errors give the part."""
-    if key == "replay" and inner:
-        return Replay, inner
+    if key in ("replay", "cartridge") and inner:
+        return (Replay if key == "replay" else Cartridge), inner
     if len(inner) > 1 and inner[0] in _PARTS:
         return _PARTS[inner[0]], inner[1:]
     return Recipe, inner
@@ -533,8 +565,9 @@ def _combinations(recipe: Recipe) -> list[str]:
     problems = []
     if recipe.variant == "ft-reg" and recipe.paraphrases:
         problems.append(f"paraphrases {recipe.paraphrases} with variant ft-reg: say ft-par, or leave paraphrases out")
-    if recipe.method == "full":
-        problems += [f"{key}: has no meaning with method full; remove it" for key in _ONLY_ADAPTERS if key in given]
+    if recipe.method in _WITHOUT_RANK:
+        unused = [key for key in _ONLY_ADAPTERS if key in given]
+        problems += [f"{key}: has no meaning with method {recipe.method}; remove it" for key in unused]
     if recipe.model == "reader" and recipe.model_revision:
         problems.append("model_revision: the embedded reader has none; remove it")
     more = recipe.equal_updates_to_paraphrases
@@ -547,7 +580,7 @@ def _combinations(recipe: Recipe) -> list[str]:
     if recipe.method == "qlora" and recipe.precision == "fp32":
         problems.append("method qlora computes in bf16: set precision: bf16")
     problems += _batch_problems(recipe) + _search_problems(recipe) + _missing_packages(recipe)
-    problems += _cadence_problems(recipe) + _regulariser_problems(recipe)
+    problems += _cadence_problems(recipe) + _regulariser_problems(recipe) + _cartridge_problems(recipe)
     problems += _passed_through("trainer", recipe.trainer, _training_argument_names(recipe), _OURS_IN_TRAINER)
     return problems + _passed_through("peft", recipe.peft, _lora_argument_names(recipe), _OURS_IN_PEFT)
 
@@ -605,6 +638,28 @@ def _regulariser_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _cartridge_problems(recipe: Recipe) -> list[str]:
+    made = recipe.compresses
+    if made is None:
+        return [] if recipe.cartridge is None else ["cartridge: has a meaning with method cartridge alone; remove it"]
+    problems = []
+    if made.frozen >= made.tokens:
+        problems.append(f"cartridge.frozen {made.frozen}: nothing is trained of {made.tokens} tokens; take fewer")
+    if recipe.gradient_checkpointing:
+        problems.append("gradient_checkpointing with method cartridge: it throws the cache away; remove it")
+    if not recipe.distils:
+        unused = "lessons" in made.model_fields_set
+        return problems + (["cartridge.lessons: are of objective distillation; remove it"] if unused else [])
+    for key, value in (
+        ("replay", recipe.replays),
+        ("equal_updates_to_paraphrases", recipe.equal_updates_to_paraphrases),
+        ("stream", recipe.stream or None),
+    ):
+        if value is not None:
+            problems.append(f"{key} with a cartridge that is distilled: lessons are trained on, not text; remove it")
+    return problems
+
+
 def _cadence_problems(recipe: Recipe) -> list[str]:
     cadences = {"checkpoint_every": recipe.checkpoint_every, "validate_every": recipe.validate_every}
     return [f"{k} {v}: must be 1 or more" for k, v in cadences.items() if isinstance(v, int) and v < 1]
@@ -612,7 +667,10 @@ def _cadence_problems(recipe: Recipe) -> list[str]:
 
 def _missing_packages(recipe: Recipe) -> list[str]:
     missing = [name for name in _NEEDS.get(recipe.method, ()) if importlib.util.find_spec(name) is None]
-    return [f"method {recipe.method} needs {name}: run `pip install {name}`" for name in missing]
+    found = [f"method {recipe.method} needs {name}: run `pip install {name}`" for name in missing]
+    if recipe.method == "cartridge" and importlib.util.find_spec("peft.tuners.cartridge") is None:
+        found.append("method cartridge needs a later PEFT, which knows cartridges: run `pip install -U peft`")
+    return found
 
 
 def _passed_through(key: str, values: Mapping[str, Any], known: frozenset[str], ours: set[str]) -> list[str]:

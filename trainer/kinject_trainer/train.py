@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from kinject_trainer.base import load_model, with_adapter
+from kinject_trainer.cartridge import fill, untrained
 from kinject_trainer.checkpoints import discard_unfinished, newest
 from kinject_trainer.data import Plan
 from kinject_trainer.failures import explained
@@ -132,7 +133,7 @@ def _train(materials: Materials, rate: float, place: Path, log_file: Path, run: 
         validation_loss=conductor.validation_loss,
         validation_loss_before=start.before.get("validation_loss"),
         before=start.before.get("figures"),
-        after=start.measure(),
+        after=start.measure(trainer.model),
         seconds=round(conductor.seconds, 2),
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         folder=place / "result",
@@ -180,6 +181,8 @@ def assemble(
     model = with_adapter(load_model(materials.base, materials.recipe), materials.recipe)
     conductor = Conductor(materials, plan, place, log, run, began)
     trainer = BlockTrainer(materials, plan, model=model, args=arguments, callbacks=[conductor])
+    if materials.opening:
+        fill(trainer.model, materials.opening)  # now that the model is on its device
     start = _Start(materials, trainer, conductor, place)
     trainer.add_callback(start)
     return trainer, conductor, start
@@ -201,7 +204,10 @@ def _quietly() -> Iterator[None]:
 
 
 class _Start(TrainerCallback):
-    """Measures the base, in the very form in which it is trained, before the first update; once per run."""
+    """Measures the base, in the very form in which it is trained, before the first update; once per run.
+
+    A cartridge is no form of the base but a prompt: it is left out.
+    """
 
     def __init__(self, materials: Materials, trainer: BlockTrainer, conductor: Conductor, place: Path) -> None:
         self.materials, self.trainer, self.conductor = materials, trainer, conductor
@@ -213,19 +219,19 @@ class _Start(TrainerCallback):
         if state.global_step:
             self.before = read_json(self.file)
             return
-        self.before["figures"] = self.measure()
+        self.before["figures"] = self.measure(untrained(self.trainer.model))
         if self.materials.validation:
             self.trainer.evaluate()
             self.before["validation_loss"] = self.conductor.validation_loss
         if state.is_world_process_zero:
             write_json(self.file, self.before)
 
-    def measure(self) -> dict[str, float | None] | None:
+    def measure(self, model: Any) -> dict[str, float | None] | None:
         """Forgetting figures of the model as it is now; None where they aren't asked for."""
         gauge = self.materials.gauge
         if gauge is None:
             return None
-        figures = gauge.measure(self.trainer.model, self.trainer.accelerator).plain()
+        figures = gauge.measure(model, self.trainer.accelerator).plain()
         named = {"the perplexity of general text": figures["perplexity"], "the recall": figures["recall"]}
         refuse_what_is_no_number(named, self.trainer.state.global_step)
         return figures

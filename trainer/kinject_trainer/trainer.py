@@ -5,8 +5,8 @@ What it is for: batches, schedule, validation, log and checkpoints of one traini
 
 The one idea: the whole run is one pass over one stream of blocks (`data.py`), so to transformers it is a single epoch.
 Where it stands is a number of updates, and what comes next is a function of that number: resuming needs no replay of
-data. Trainer is changed in four places: which batches a process gets, what stops it, how validation is counted, and
-what a regulariser adds.
+data. Trainer is changed in five places: which batches a process gets, what stops it, how validation is counted, what a
+regulariser adds, and what a lesson's loss is.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 
 from kinject_trainer.base import Base
+from kinject_trainer.cartridge import divergence, untrained
 from kinject_trainer.checkpoints import discard_older, seal
 from kinject_trainer.data import Blocks, Passes, Plan, Stream, collate
 from kinject_trainer.evaluate import mean_token_loss, next_token_loss
@@ -34,6 +35,7 @@ from kinject_trainer.keep import RecAdam, make_pull, trained
 from kinject_trainer.log import Log
 from kinject_trainer.processes import anywhere, wait
 from kinject_trainer.recipe import Recadam, Recipe
+from kinject_trainer.selfstudy import Lessons, Study, collate_lessons
 from lm_eval_kinject.errors import ArgumentError
 
 __all__ = ["BlockTrainer", "Conductor", "Materials", "NotANumber", "rate_share", "refuse_what_is_no_number"]
@@ -52,6 +54,8 @@ class Materials:
         gauge: what forgetting is measured on; None: it isn't.
         identity: plain values that name recipe, model, tokenizer and corpus; a checkpoint carries them.
         fisher_rows: token ids of the texts that EWC's Fisher information is measured on; empty without EWC.
+        opening: the corpus's first token ids, which a cartridge starts as; empty with every other method.
+        study: the lessons, of which the stream's blocks are one each; None where text is trained on.
     """
 
     recipe: Recipe
@@ -62,6 +66,8 @@ class Materials:
     gauge: Gauge | None
     identity: Mapping[str, Any]
     fisher_rows: Sequence[Sequence[int]] = ()
+    opening: Sequence[int] = ()
+    study: Study | None = None
 
     def plan(self, processes: int) -> Plan:
         """Who trains on what."""
@@ -81,9 +87,10 @@ class BlockTrainer(Trainer):
         self.recipe = materials.recipe
         self.plan = plan
         self.validation = materials.validation
+        stream, study = materials.stream, materials.study
         super().__init__(
-            train_dataset=Blocks(materials.stream),
-            data_collator=collate,
+            train_dataset=Blocks(stream) if study is None else Lessons(stream, study),
+            data_collator=collate if study is None else collate_lessons,
             compute_loss_func=next_token_loss,
             processing_class=materials.tokenizer,
             **kwargs,
@@ -124,7 +131,7 @@ class BlockTrainer(Trainer):
         return DataLoader(
             self.train_dataset,
             batch_sampler=passes,
-            collate_fn=collate,
+            collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
         )
@@ -145,14 +152,38 @@ class BlockTrainer(Trainer):
             self.pull.add_gradients()
         return loss
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The next tokens' loss; of lessons, the distance from what the base says that has the chunk before them."""
+        if "taught" in inputs:
+            rows, shift = inputs.pop("taught"), inputs.pop("shift")
+            answers = _heard(untrained(self.accelerator.unwrap_model(model)), rows, self.accelerator)
+            self.compute_loss_func = lambda outputs, labels, num_items_in_batch: divergence(
+                outputs.logits, answers, labels, shift, num_items_in_batch
+            )
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """The validation loss over all tokens."""
-        loss = mean_token_loss(self.model, self.validation, self.plan.micro, self.accelerator)
+        """The validation loss over all tokens; before the first update, the base's."""
+        model = self.model if self.state.global_step else untrained(self.model)
+        loss = mean_token_loss(model, self.validation, self.plan.micro, self.accelerator)
         refuse_what_is_no_number({"the validation loss": loss}, self.state.global_step)
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+@torch.no_grad()
+def _heard(base: Any, rows: torch.Tensor, accelerator: Any) -> torch.Tensor:
+    """What the base says, without dropout, [rows, length, vocabulary]; it stays in the mode that it is in."""
+    was_training = base.training
+    base.eval()
+    with accelerator.autocast():
+        logits: torch.Tensor = base(input_ids=rows, use_cache=False).logits
+    base.train(was_training)
+    return logits
 
 
 def rate_share(recipe: Recipe, update: int, *, updates: int) -> float:
