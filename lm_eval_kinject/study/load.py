@@ -17,14 +17,14 @@ from typing import Any
 import yaml
 
 from lm_eval_kinject.errors import ArgumentError
-from lm_eval_kinject.provenance import read_json
+from lm_eval_kinject.provenance import fingerprint_file, read_json
 from lm_eval_kinject.records import gold_ids
 from lm_eval_kinject.study.cells import MANIFEST
 from lm_eval_kinject.study.outcomes import Answered, CellOutcome
 
 __all__ = [
-    "METRICS", "answers_of", "load_curves", "load_outcomes", "manifests", "option_scores", "read_rows", "read_samples",
-    "result_file", "study_provenance", "trace_of",
+    "METRICS", "answers_of", "doctored", "load_curves", "load_outcomes", "manifests", "option_scores", "read_rows",
+    "read_samples", "result_file", "study_provenance", "trace_of",
 ]  # fmt: skip
 
 METRICS = ("acc", "exact_match", "em", "f1")
@@ -68,6 +68,18 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     """The samples in one file, in the order of their documents."""
     with file.open(encoding="utf-8") as lines:
         return sorted(map(json.loads, lines), key=lambda row: int(row["doc_id"]))
+
+
+def doctored(file: Path) -> list[str]:
+    """Files of a study's cell that aren't what its manifest says any more."""
+    manifest = file.parent / MANIFEST
+    if not manifest.is_file():
+        return []
+    return [
+        f"{name} was changed after it was written"
+        for name, digest in read_json(manifest)["files"].items()
+        if not (file.parent / name).is_file() or fingerprint_file(file.parent / name) != digest
+    ]
 
 
 def load_outcomes(out: Path) -> list[CellOutcome]:
