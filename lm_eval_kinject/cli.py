@@ -377,6 +377,22 @@ def leaderboard(
     _serve(page_of(place, strict=True if strict else None), CSS, port, share)
 
 
+@app.command()
+def show(
+    results: Annotated[list[Path], typer.Argument(help="one or two of lm_eval's results, their samples beside them")],
+    corpus: Annotated[str | None, typer.Option("--corpus", help="where their corpus is, if it was local")] = None,
+    port: PortOption = None,
+    share: ShareOption = False,
+) -> None:
+    """Show the samples of a result, or of two side by side, in the browser: prompts, chunks, hits, options, flips."""
+    if len(results) > 2:
+        raise ArgumentError(f"{len(results)} results were named; one or two can be shown", "kinject show")
+    from lm_eval_kinject.pages.show import CSS
+    from lm_eval_kinject.pages.show import show as page_of
+
+    _serve(page_of(results, corpus=corpus), CSS, port, share)
+
+
 def _serve(page: Any, css: str, port: int | None, share: bool) -> None:
     from lm_eval_kinject.pages.serve import serve
 

@@ -88,10 +88,13 @@ def export_space(place: str, folder: Path) -> list[str]:
     with publish_folder(folder) as building:
         for name, text in files.items():
             (building / name).write_text(text, encoding="utf-8")
+    unreleased = (
+        f"(a version that the package index lacks, such as {__version__} may be, has to be named by the address of its "
+        "source in requirements.txt)"
+    )
     return [
         f"{folder}: {', '.join(files)}",
         "`kinject push` has no Spaces yet; publish it with the Hub's own client:",
         f"  hf upload OWNER/SPACE {folder} --repo-type space",
-        f"(a version of lm-eval-kinject that the package index lacks, such as {__version__} may be, has to be named by "
-        "the address of its source in requirements.txt)",
+        unreleased,
     ]
