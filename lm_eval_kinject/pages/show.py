@@ -34,7 +34,8 @@ CSS = """
 .kj.sheet section { min-width: 0; } .kj.sheet section > .scroll { margin: .5rem 0; }
 .kj.sheet tbody th { font-weight: 400; white-space: normal; overflow-wrap: anywhere; }
 .kj.sheet tbody th small { display: block; } .kj.sheet tr.target th, .kj.sheet tr.target td { background: var(--wash); }
-.kj mark.chunk { display: block; background: var(--wash); color: inherit; border-left: 3px solid var(--mark); padding: 0 .2rem; }
+.kj mark.chunk { display: block; background: var(--wash); color: inherit; border-left: 3px solid var(--mark);
+  padding: 0 .2rem; }
 .kj mark.gold { background: var(--gold); border-left-color: #e69f00; outline: 1px solid #e69f00; }
 .kj mark .label { font-size: .72rem; color: var(--soft); display: block; }
 @media (max-width: 40rem) { .kj.questions ol { max-height: 14rem; } }
