@@ -95,7 +95,7 @@ def leaderboard(place: str, *, strict: bool | None = None, check: bool = True) -
             one.change(_filtering(board), [view, *filters], [view, table], **quiet)
             one.change(_drawing(board, only_if_drawn=True), [view, drawn, *filters], drawn, **quiet)
 
-        def press(now: View, event: gr.EventData) -> tuple[View, str]:
+        def press(now: View, event: Any) -> tuple[View, str]:
             new = pressed(board, now, str(event._data.get("do")), str(event._data.get("what")))
             return new, _table(board, new)
 

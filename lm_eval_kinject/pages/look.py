@@ -23,7 +23,8 @@ CSS = """
 .kj h1 { font-size: clamp(1.3rem, 4vw, 1.8rem); line-height: 1.2; margin: .2rem 0 .4rem; font-weight: 650; }
 .kj h2 { font-size: 1.1rem; margin: 1rem 0 .4rem; line-height: 1.3; font-weight: 600; }
 .kj h3 { font-size: 1rem; margin: .8rem 0 .3rem; font-weight: 600; }
-.kj p { margin: .3rem 0; } .kj ul { margin: .3rem 0; padding-left: 1.2rem; } .kj .note, .kj small { color: var(--soft); font-size: .85rem; }
+.kj p { margin: .3rem 0; } .kj ul { margin: .3rem 0; padding-left: 1.2rem; }
+.kj .note, .kj small { color: var(--soft); font-size: .85rem; }
 .kj .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; max-width: 100%;
   background: var(--paper); }
 .kj .scroll:focus-visible, .kj button:focus-visible, .kj summary:focus-visible { outline: 2px solid var(--mark);

@@ -88,7 +88,7 @@ def show(places: Sequence[str | Path], *, corpus: str | None = None) -> Any:
             with gr.Column(scale=3, min_width=280):
                 opened = gr.HTML(_sheet(pairs, 0, told), apply_default_css=False, js_on_load=None)
 
-        def move(which: str, task: str, text: str, event: gr.EventData) -> tuple[str, str]:
+        def move(which: str, task: str, text: str, event: Any) -> tuple[str, str]:
             return at(which, task, text, int(event._data.get("place") or 0))
 
         def at(which: str, task: str, text: str, place: int = 0) -> tuple[str, str]:
@@ -126,12 +126,13 @@ def headline(pairs: Sequence[Pair], told: Sequence[Told]) -> str:
 def _difference(pairs: Sequence[Pair]) -> str:
     if not pairs or len(pairs[0].samples) < 2:
         return ""
-    sides = [[pair.samples[number].answer for pair in pairs] for number in (0, 1)]
-    clusters = [one.cluster or other.cluster for one, other in zip(*sides, strict=True)]
-    found = paired(*([answer.correct for answer in side] for side in sides), clusters)
+    first, second = ([pair.samples[number].answer for pair in pairs] for number in (0, 1))
+    clusters = [one.cluster or other.cluster for one, other in zip(first, second, strict=True)]
+    found = paired([one.correct for one in first], [one.correct for one in second], clusters)
     if not found.first:
         return ""
-    gain, p = (test(found.first, found.second, found.clusters) for test in (clustered_difference, mcnemar))
+    gain = clustered_difference(found.first, found.second, found.clusters)
+    p = mcnemar(found.first, found.second, found.clusters)
     flips = [sum(pair.flip == way for pair in pairs) for way in ("gained", "lost")]
     return (
         f"<p>The second less the first: {gain.points()}, p = {p:.3g} (McNemar’s exact test over chunks); {flips[0]} "

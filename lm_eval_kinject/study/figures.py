@@ -113,6 +113,8 @@ def scatter(
         KinjectError: matplotlib is missing.
     """
     matplotlib = _matplotlib()
+    from matplotlib.ticker import MaxNLocator
+
     kept = [
         Series(s.name, tuple(sorted((p for p in s.points if p[0] > 0 or not log), key=lambda p: p[0]))) for s in series
     ]
@@ -129,7 +131,7 @@ def scatter(
         if log:
             _log_axis(axes)
         else:
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=xlabel, ylabel="accuracy")
         picture.legend(loc="outside lower center", ncols=2, fontsize=7)
     rows: list[tuple[Value, ...]] = [(s.name, Share(x, 1), Share(i.estimate)) for s in kept for x, i in s.points]
