@@ -42,6 +42,7 @@ CSS = """
 .kj.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(36rem, 100%), 1fr)); gap: 0 1.5rem; }
 .kj figure { margin: 0 0 1rem; min-width: 0; }
 .kj figure svg { height: auto; max-width: 100%; min-width: 34rem; display: block; }
+.kj figure .scroll { background: #fff; } .dark .kj figure .scroll { background: #000; }
 .dark .kj figure svg { filter: invert(1) hue-rotate(180deg); }
 @media (max-width: 40rem) { .kj.board th.name { min-width: 7rem; max-width: 8.5rem; } .kj .bar { width: 6rem; } }
 """
@@ -73,13 +74,13 @@ def leaderboard(place: str, *, strict: bool | None = None, check: bool = True) -
     if check:
         threading.Thread(target=_check_all, args=(board,), daemon=True).start()
     choices, first = _choices(board), _first_view(board)
-    with gr.Blocks(title="Leaderboard", analytics_enabled=False) as page:
+    with gr.Blocks(title="Leaderboard", analytics_enabled=False, fill_width=True) as page:
         view = gr.State(first)
         gr.HTML(_title(board), apply_default_css=False, js_on_load=None)
         with gr.Row():
-            task = gr.Dropdown(choices["task"], value=first.task, label="Task", min_width=160)
+            task = gr.Dropdown(choices["task"], value=first.task, label="Task", min_width=120)
             many = [
-                gr.Dropdown(choices[name], value=[], multiselect=True, label=label, min_width=160)
+                gr.Dropdown(choices[name], value=[], multiselect=True, label=label, min_width=120)
                 for name, label in _FILTERS.items()
             ]
         with gr.Tabs():
@@ -89,7 +90,9 @@ def leaderboard(place: str, *, strict: bool | None = None, check: bool = True) -
                 drawn = gr.HTML("", apply_default_css=False, js_on_load=None)
             with gr.Tab("Left out"):
                 out = gr.HTML(left_out(board), apply_default_css=False, js_on_load=None)
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        # One after the other: whoever starts with an old view would write an old table over a newer one.
+        quiet |= {"concurrency_id": "view", "concurrency_limit": 1}
         filters = [task, *many]
         for one in filters:
             one.change(_filtering(board), [view, *filters], [view, table], **quiet)

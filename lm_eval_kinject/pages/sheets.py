@@ -70,11 +70,11 @@ def _column(sample: Sample, told: Told) -> str:
     return (
         f'<section aria-label="{escape(told.name)}"><h3>{escape(told.name)}</h3>'
         f'<p><span class="{style}">{sign} {word}</span>{tie}</p>'
-        f"{_options(sample)}{_hits(sample, told)}{_prompt(sample, told)}{_gold(sample, told)}</section>"
+        f"{_options(sample, told)}{_hits(sample, told)}{_prompt(sample, told)}{_gold(sample, told)}</section>"
     )
 
 
-def _options(sample: Sample) -> str:
+def _options(sample: Sample, told: Told) -> str:
     if not sample.options:
         return f"<dl><dt>Answer</dt><dd>{escape(sample.said)}</dd><dt>Wanted</dt><dd>{escape(sample.target)}</dd></dl>"
     rows = []
@@ -88,7 +88,7 @@ def _options(sample: Sample) -> str:
             f'<td class="number">{score}</td><td class="number">{share}</td></tr>'
         )
     head = ("Option", "Log-probability", "Share")
-    return _table("Options", head, rows)
+    return _table(f"Options, {told.name}", head, rows)
 
 
 def _hits(sample: Sample, told: Told) -> str:
@@ -96,7 +96,7 @@ def _hits(sample: Sample, told: Told) -> str:
         return '<p class="note">Nothing was retrieved.</p>' if not sample.used else ""
     rows = [_hit(hit, told) for hit in sample.hits]
     left = f'<p class="note">{sample.dropped} chunks were left out for room.</p>' if sample.dropped else ""
-    return _table("Hits", ("Rank", "Chunk", "Score"), rows) + left
+    return _table(f"Hits, {told.name}", ("Rank", "Chunk", "Score"), rows) + left
 
 
 def _hit(hit: HitLine, told: Told) -> str:
@@ -117,7 +117,7 @@ def _hit(hit: HitLine, told: Told) -> str:
 def _table(label: str, head: Sequence[str], rows: Sequence[str]) -> str:
     columns = "".join(f'<th scope="col">{name}</th>' for name in head)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><thead><tr>{columns}</tr></thead>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table><thead><tr>{columns}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -136,7 +136,7 @@ def _prompt(sample: Sample, told: Told) -> str:
     if unmarked:
         reason = told.lacking or "its template changes their texts, or the corpus lacks them."
         why = f'<p class="note">{unmarked} of {len(sample.used)} chunks can’t be marked: {escape(reason)}</p>'
-    return f'<h3>Prompt</h3>{why}<pre tabindex="0" aria-label="Prompt">{"".join(parts)}</pre>'
+    return f'<h3>Prompt</h3>{why}<pre tabindex="0" aria-label="Prompt, {escape(told.name)}">{"".join(parts)}</pre>'
 
 
 def _gold(sample: Sample, told: Told) -> str:

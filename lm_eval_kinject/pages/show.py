@@ -75,7 +75,7 @@ def show(places: Sequence[str | Path], *, corpus: str | None = None) -> Any:
     files = [results_of(Path(place).expanduser()) for place in places]
     pairs, told = read_pairs(files), [told_of(file, corpus) for file in files]
     tasks = list(dict.fromkeys(pair.task for pair in pairs))
-    with gr.Blocks(title="Samples", analytics_enabled=False) as page:
+    with gr.Blocks(title="Samples", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(headline(pairs, told), apply_default_css=False, js_on_load=None)
         with gr.Row():
             choices = [(words, name) for name, words in filters_for(len(files)).items()]

@@ -185,9 +185,11 @@ def _cell(name: str, row: Row, view: View, opened: bool) -> str:
         return f'<td class="number">{_versus(row, view)}</td>'
     if name == "cost":
         return f'<td class="number">{"–" if row.cost is None else f"{row.cost:,.0f}"}</td>'
+    if name == "date":
+        return f'<td class="number">{escape(row.date[:10] or "–")}</td>'
     if name in ("k", "shots"):
         return f'<td class="number">{row.k if name == "k" else row.shots}</td>'
-    texts = {"injection": row.injection, "retriever": row.retriever or "–", "date": row.date[:10] or "–"}
+    texts = {"injection": row.injection, "retriever": row.retriever or "–"}
     return f"<td>{escape(texts[name])}</td>"
 
 
@@ -235,13 +237,13 @@ def row_details(board: Board, row: Row, results: Results) -> str:
     }
     lines = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items() if value)
     lacking = "".join(f"<li>{escape(gap)}</li>" for gap in row.gaps)
-    gaps = f"<h3>What somebody else would lack to rerun it</h3><ul>{lacking}</ul>" if lacking else ""
+    gaps = f"<h2>What somebody else would lack to rerun it</h2><ul>{lacking}</ul>" if lacking else ""
     pick = button("Compare all rows with this one", "solid", do="pick", what=row.id)
     return (
-        f'<div class="provenance">{pick}<h3>Reproduce it</h3><pre tabindex="0">{escape(command_of(results))}</pre>'
+        f'<div class="provenance">{pick}<h2>Reproduce it</h2><pre tabindex="0">{escape(command_of(results))}</pre>'
         f'<p class="note">Or score it again and compare sample by sample: <code>kinject rerun {escape(row.file)}</code>'
         f"</p>"
-        f"<h3>Made from</h3><dl>{lines}</dl>{gaps}</div>"
+        f"<h2>Made from</h2><dl>{lines}</dl>{gaps}</div>"
     )
 
 
