@@ -117,8 +117,8 @@ def _hit(hit: HitLine, told: Told) -> str:
 def _table(label: str, head: Sequence[str], rows: Sequence[str]) -> str:
     columns = "".join(f'<th scope="col">{name}</th>' for name in head)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table><thead><tr>{columns}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
+        f"<thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
