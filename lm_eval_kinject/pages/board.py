@@ -264,6 +264,8 @@ class _Kept:
             return old
         if not real.is_relative_to(within):
             return {"rows": [], "problems": {"": "it is a link out of the folder, and isn't followed"}}
+        if not real.is_file():  # a pipe would never end
+            return {"rows": [], "problems": {"": "it is no file"}}
         if about.st_size > _MOST_RESULTS:
             problem = f"it has {about.st_size / 1e6:.0f} MB; a results file has some kB"
             return {"rows": [], "problems": {"": problem}}

@@ -233,3 +233,69 @@ def test_the_folder_of_a_space(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError) as caught:
         export_space(str(tmp_path), tmp_path / "space")
     assert len(caught.value.problems) == 2, "both problems at once"
+
+
+def hostile(folder: Path, kind: str) -> None:
+    """A file that calls itself results and isn't fit to be read."""
+    file = folder / "results_2026-11-21T00-00-01.json"
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "loop":
+        file.symlink_to(file.name)
+    elif kind == "huge":
+        with file.open("wb") as handle:
+            handle.truncate(9 << 20)
+    else:
+        acc: object = {"below": -0.5, "above": 1.5, "nan": float("nan"), "text": "0.5", "list": [0.5]}.get(kind, 0.5)
+        data: object = {
+            "results": {TASK: {"acc,none": acc}},
+            "configs": {TASK: {}},
+            "n-samples": {TASK: {"effective": 4}},
+        }
+        text = {"empty": "", "binary": "\x00\xff", "number": "3", "no n": json.dumps({**data, "n-samples": {}})}  # type: ignore[dict-item]
+        file.write_text(text.get(kind) or ("" if kind == "empty" else json.dumps(data)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("folder", "it is no file"),
+        ("pipe", "it is no file"),
+        ("loop", "it is a link to nothing that can be read"),
+        ("huge", "it has 9 MB; a results file has some kB"),
+        ("empty", "results_2026-11-21T00-00-01.json is no JSON: it isn't a results file of lm_eval."),
+        ("binary", "results_2026-11-21T00-00-01.json is no JSON: it isn't a results file of lm_eval."),
+        (
+            "number",
+            "results_2026-11-21T00-00-01.json isn't a results file of lm_eval: it has no `results` and `configs`.",
+        ),
+        ("below", "its acc of -0.5 is outside 0 to 1"),
+        ("above", "its acc of 1.5 is outside 0 to 1"),
+        ("nan", "there is no task with a score in it"),
+        ("text", "there is no task with a score in it"),
+        ("list", "there is no task with a score in it"),
+        ("no n", "it doesn't say how many questions it is over (n-samples)"),
+    ],
+)
+def test_a_hostile_submission_costs_its_own_row_only(tmp_path: Path, kind: str, reason: str) -> None:
+    submission(tmp_path / "r", "base", k=0, right=bits("1100"))
+    (tmp_path / "r" / "evil").mkdir()
+    hostile(tmp_path / "r" / "evil", kind)
+    board = read_board(str(tmp_path / "r"))
+    assert [row.subject for row in board.rows] == ["me/base"]
+    assert [one.reason for one in board.left_out] == [reason]
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, "3", "{}", '{"doc_id": "x"}', '{"doc_id": 0, "doc": {}, "acc": NaN}', "\x00"]
+)
+def test_hostile_samples_take_their_row_out(tmp_path: Path, line: str) -> None:
+    file = submission(tmp_path / "r", "base", k=0, right=bits("1100"))
+    next(file.parent.glob("samples_*")).write_text(line + "\n")
+    board = read_board(str(tmp_path / "r"))
+    (gone,) = [board.check(row) for row in list(board.rows)]
+    assert gone is not None
+    assert gone.reason.startswith("its samples aren't as lm_eval writes them: ")
+    assert board.rows == []
