@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := dev,study
+EXTRAS := dev,study,pages
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # The demo and the tests never need the Hub; a wrong turn to it must fail at once and not after a time-out.

@@ -25,10 +25,11 @@ from lm_eval_kinject.stats.intervals import (
     clustered_mean,
     paired_difference,
     signed,
+    unpaired_difference,
     wilson,
 )
 from lm_eval_kinject.stats.power import detectable_paired, detectable_unpaired
-from lm_eval_kinject.stats.significance import holm, mcnemar, t_test
+from lm_eval_kinject.stats.significance import fisher, holm, mcnemar, t_test
 
 __all__ = [
     "Interval",
@@ -39,7 +40,9 @@ __all__ = [
     "clustered_mean",
     "paired_difference",
     "clustered_difference",
+    "unpaired_difference",
     "mcnemar",
+    "fisher",
     "t_test",
     "holm",
     "detectable_paired",

@@ -185,6 +185,24 @@ def paired_difference(
     return Interval(float(differences.mean()), float(low), float(high), level)
 
 
+def unpaired_difference(first: tuple[float, float], second: tuple[float, float], level: float = 0.95) -> Interval:
+    """Difference ``second - first`` of two accuracies whose answers aren't known one by one.
+
+    Newcombe's interval from the two of Wilson (1998, method 10). It is wider than a paired one where the two answered
+    the same questions, and knows nothing of chunks.
+
+    Args:
+        first, second: accuracy in 0..1, and how many were asked.
+
+    Raises:
+        ValueError: nothing was asked, or a share is outside 0..1.
+    """
+    (p, m), (q, n) = first, second
+    (p_low, p_high), (q_low, q_high) = wilson(p, m, level), wilson(q, n, level)
+    below, above = math.hypot(q - q_low, p_high - p), math.hypot(q_high - q, p - p_low)
+    return Interval(q - p, q - p - below, q - p + above, level)
+
+
 def paired_differences(first: Sequence[float], second: Sequence[float]) -> npt.NDArray[np.float64]:
     """``second - first``, question by question, shape (questions,).
 

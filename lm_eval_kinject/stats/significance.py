@@ -1,7 +1,7 @@
 """P-values: whether two variants differ, and what is left of that when many pairs were tried.
 
-What it is for: `mcnemar` for a pair of variants, `t_test` for a slope or another figure a question, `holm` for a table
-of p-values. What it doesn't do: sizes of differences (`intervals`).
+What it is for: `mcnemar` for a pair of variants, `fisher` where only their totals are known, `t_test` for a slope or
+another figure a question, `holm` for a table of p-values. What it doesn't do: sizes of differences (`intervals`).
 
 The one idea: if two variants are alike, then in each cluster of questions it is a coin's toss which of them is ahead.
 With one question a cluster that is McNemar's exact test; with several it is the same test with tosses of different
@@ -51,6 +51,23 @@ def mcnemar(
         as_extreme = float(law[middle + ahead])
         both -= as_extreme if ahead else as_extreme / 2
     return min(1.0, both)
+
+
+def fisher(first: tuple[int, int], second: tuple[int, int]) -> float:
+    """Two-sided p-value of Fisher's exact test: could two accuracies be of one and the same chance?
+
+    For variants whose answers aren't known one by one; with pairs `mcnemar` finds smaller differences.
+
+    Args:
+        first, second: how many were right, and how many asked.
+
+    Raises:
+        ValueError: more were right than asked, or fewer than none.
+    """
+    if any(not 0 <= right <= asked for right, asked in (first, second)):
+        raise ValueError(f"right answers must be between 0 and those asked; these are {first} and {second}")
+    table = [[right, asked - right] for right, asked in (first, second)]
+    return min(1.0, float(stats.fisher_exact(table).pvalue))
 
 
 def t_test(values: Sequence[float], clusters: Sequence[str] | None = None) -> float:

@@ -14,7 +14,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-__all__ = ["Curves", "Drawing", "all_figures"]
+__all__ = ["Curves", "Drawing", "Series", "all_figures", "scatter"]
 
 Curves = Mapping[str, Sequence[tuple[float, float, float]]]
 """Training loss by variant: (update, epoch, loss in nats a token) in order."""
@@ -89,18 +89,74 @@ class Drawing:
     width: int = 0
 
 
-def all_figures(grid: Grid, curves: Curves | None = None) -> list[Drawing]:
-    """Every figure in the order of the report; those without data say so.
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points of one colour, marker and line: where on the horizontal axis, and the accuracy there."""
+
+    name: str
+    points: tuple[tuple[float, Interval], ...]
+
+
+def scatter(
+    name: str, title: str, series: Sequence[Series], xlabel: str, *, log: bool = False, most: int = 12
+) -> Drawing:
+    """One panel of accuracies over something else, points of a series joined from left to right.
+
+    Args:
+        name, title: see `Drawing`.
+        series: those without points are left out; a legend names at most ``most`` of them.
+        xlabel: of the horizontal axis.
+        log: whether that is logarithmic, and points at 0 left out; else its ticks are whole numbers.
+        most: see ``series``.
 
     Raises:
         KinjectError: matplotlib is missing.
     """
+    matplotlib = _matplotlib()
+    from matplotlib.ticker import MaxNLocator
+
+    kept = [
+        Series(s.name, tuple(sorted((p for p in s.points if p[0] > 0 or not log), key=lambda p: p[0]))) for s in series
+    ]
+    kept = [s for s in kept if s.points]
+    if not kept:
+        return Drawing(name, title, "", "None of these rows says where it would stand.")
+    with matplotlib.rc_context(_STYLE):
+        picture, (axes,) = _panels(1, width=7.0, height=4.0)
+        for number, one in enumerate(kept):
+            # Neighbours in the legend must differ, so looks go by place and not by name here.
+            colour, marker, dash = _SPARE[number % len(_SPARE)]
+            label = one.name if number < most else "_unnamed"
+            _curve(axes, [(x, i) for x, i in one.points], (colour, marker, dash), label)
+        if log:
+            _log_axis(axes)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel=xlabel, ylabel="accuracy")
+        picture.legend(loc="outside lower center", ncols=2, fontsize=7)
+    rows: list[tuple[Value, ...]] = [(s.name, Share(x, 1), Share(i.estimate)) for s in kept for x, i in s.points]
+    more = f"; the legend names the first {most} of {len(kept)} lines" if len(kept) > most else ""
+    with matplotlib.rc_context(_STYLE):
+        return _drawing(name, title, picture, f"Bars are 95 % intervals{more}.", ("Line", xlabel, "Accuracy"), rows)
+
+
+def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError as error:
         raise KinjectError(
             "Figures need matplotlib, which isn't installed: pip install 'lm-eval-kinject[study]'"
         ) from error
+    return matplotlib
+
+
+def all_figures(grid: Grid, curves: Curves | None = None) -> list[Drawing]:
+    """Every figure in the order of the report; those without data say so.
+
+    Raises:
+        KinjectError: matplotlib is missing.
+    """
+    matplotlib = _matplotlib()
     makers: tuple[Callable[[], Drawing], ...] = (
         lambda: gains(grid),
         lambda: losses(curves or {}),
@@ -432,7 +488,7 @@ def _heading(axes: Axes, setting: Setting, *more: str) -> None:
     axes.set_title(f"{first}\n{setting.task}, {setting.shots}-shot", fontsize=8.5)
 
 
-def _curve(axes: Axes, points: Sequence[tuple[int, Interval]], look: tuple[str, str, object], label: str) -> None:
+def _curve(axes: Axes, points: Sequence[tuple[float, Interval]], look: tuple[str, str, object], label: str) -> None:
     colour, marker, dash = look
     axes.errorbar(
         [x for x, _ in points], [i.estimate for _, i in points], yerr=_bars([i for _, i in points]), color=colour,

@@ -17,14 +17,18 @@ from typing import Any
 import yaml
 
 from lm_eval_kinject.errors import ArgumentError
-from lm_eval_kinject.provenance import read_json
+from lm_eval_kinject.provenance import fingerprint_file, read_json
 from lm_eval_kinject.records import gold_ids
 from lm_eval_kinject.study.cells import MANIFEST
 from lm_eval_kinject.study.outcomes import Answered, CellOutcome
 
-__all__ = ["load_curves", "load_outcomes", "manifests", "read_samples", "result_file", "study_provenance"]
+__all__ = [
+    "METRICS", "answers_of", "doctored", "load_curves", "load_outcomes", "manifests", "option_scores", "read_rows",
+    "read_samples", "result_file", "study_provenance", "trace_of",
+]  # fmt: skip
 
-_METRICS = ("acc", "exact_match", "em", "f1")
+METRICS = ("acc", "exact_match", "em", "f1")
+"""What counts as a right answer: the first of these that a sample has."""
 
 
 def result_file(folder: Path) -> Path:
@@ -56,10 +60,26 @@ def read_samples(results: Path) -> dict[str, list[dict[str, Any]]]:
                     f"{results}: there is no {file.name} beside it; run lm_eval with --log_samples", "the results"
                 )
             file = candidates[0]
-        with file.open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
-        found[task] = sorted(rows, key=lambda row: int(row["doc_id"]))
+        found[task] = read_rows(file)
     return found
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The samples in one file, in the order of their documents."""
+    with file.open(encoding="utf-8") as lines:
+        return sorted(map(json.loads, lines), key=lambda row: int(row["doc_id"]))
+
+
+def doctored(file: Path) -> list[str]:
+    """Files of a study's cell that aren't what its manifest says any more."""
+    manifest = file.parent / MANIFEST
+    if not manifest.is_file():
+        return []
+    return [
+        f"{name} was changed after it was written"
+        for name, digest in read_json(manifest)["files"].items()
+        if not (file.parent / name).is_file() or fingerprint_file(file.parent / name) != digest
+    ]
 
 
 def load_outcomes(out: Path) -> list[CellOutcome]:
@@ -82,7 +102,7 @@ def _outcome(manifest: Path) -> CellOutcome:
     share = told["scorer"].get("together", {})
     return CellOutcome(
         axes=read_json(manifest)["axes"],
-        answers=tuple(_answers(read_samples(results))),
+        answers=tuple(answers_of(read_samples(results))),
         tokens_forwarded=share.get("distinct_tokens", 0),
         context_tokens=_mean(tasks, "mean_context_tokens", questions),
         seconds=told["seconds"].get("scoring", 0.0),
@@ -98,7 +118,8 @@ def _mean(tasks: Any, name: str, questions: int) -> float:
     return float(sum(task.get(name, 0.0) * task["questions"] for task in tasks)) / max(1, questions)
 
 
-def _answers(samples: Mapping[str, list[dict[str, Any]]]) -> Iterator[Answered]:
+def answers_of(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Answered]:
+    """Samples by task, as `read_samples` gives them, as answers; the tasks' documents are numbered on and on."""
     offset = 0
     for task, rows in samples.items():
         for row in rows:
@@ -107,7 +128,7 @@ def _answers(samples: Mapping[str, list[dict[str, Any]]]) -> Iterator[Answered]:
 
 
 def _answer(task: str, row: Mapping[str, Any], offset: int) -> Answered:
-    trace = _trace(row)
+    trace = trace_of(row)
     said = trace.get("gold")
     gold = gold_ids(tuple(said) if isinstance(said, list) else said)  # of several, all must be there
     chunk = gold[0] if gold else row["doc"].get("source_chunk") if isinstance(row["doc"], dict) else None
@@ -128,7 +149,7 @@ def _last(gold: Sequence[str], places: Mapping[str, int]) -> int | None:
     return max(places[chunk] for chunk in gold) if gold and all(chunk in places for chunk in gold) else None
 
 
-def _trace(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def trace_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """What retrieval left in a sample, or nothing."""
     arguments = row["arguments"]
     first = next(iter(arguments.values())) if isinstance(arguments, dict) else arguments[0]
@@ -137,14 +158,14 @@ def _trace(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _correct(row: Mapping[str, Any]) -> float | None:
-    metric = next((name for name in _METRICS if name in row), None) or next(iter(row.get("metrics", ())), None)
+    metric = next((name for name in METRICS if name in row), None) or next(iter(row.get("metrics", ())), None)
     value = row.get(metric) if metric else None
     if not isinstance(value, int | float) or math.isnan(value) or math.isinf(value):
         return None
-    return None if any(math.isnan(score) for score in _scores(row)) else float(value)
+    return None if any(math.isnan(score) for score in option_scores(row)) else float(value)
 
 
-def _scores(row: Mapping[str, Any]) -> list[float]:
+def option_scores(row: Mapping[str, Any]) -> list[float]:
     """Log-likelihoods of the options; empty where the answer is a text."""
     scores = []
     for response in row["resps"]:
@@ -155,7 +176,7 @@ def _scores(row: Mapping[str, Any]) -> list[float]:
 
 
 def _tied(row: Mapping[str, Any]) -> bool:
-    scores = _scores(row)
+    scores = option_scores(row)
     return len(scores) > 1 and scores.count(max(scores)) > 1
 
 

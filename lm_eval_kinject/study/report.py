@@ -28,7 +28,7 @@ from lm_eval_kinject.study.outcomes import CellOutcome
 from lm_eval_kinject.study.sheet import Table, text
 from lm_eval_kinject.study.tables import all_tables
 
-__all__ = ["write_report"]
+__all__ = ["inline", "write_report"]
 
 _MANIFEST = "report.json"
 
@@ -235,12 +235,12 @@ def _figure(drawing: Drawing) -> str:
         return f'<section><h2>{title}</h2><p class="left-out">Left out: {html.escape(drawing.caption)}</p></section>'
     return (
         f'<section id="figure-{drawing.name}"><h2>{title}</h2><figure>'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{_inline(drawing)}</div>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{inline(drawing)}</div>'
         f"<figcaption>{html.escape(drawing.caption)}</figcaption></figure></section>"
     )
 
 
-def _inline(drawing: Drawing) -> str:
+def inline(drawing: Drawing) -> str:
     """An SVG fit to stand in a page beside others: a label for who can't see it, and ids that are its own."""
     found = re.sub(r'<g id="[\w.-]+"', "<g", drawing.svg)
     found = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{drawing.name}-", found)

@@ -21,10 +21,10 @@ from typing import Any
 import yaml
 
 from lm_eval_kinject.errors import ArgumentError
-from lm_eval_kinject.provenance import fingerprint_file, read_json
+from lm_eval_kinject.provenance import read_json
 from lm_eval_kinject.study.cells import MANIFEST, cell_folder
 from lm_eval_kinject.study.grid import Cell, Study
-from lm_eval_kinject.study.load import read_samples, result_file
+from lm_eval_kinject.study.load import doctored, read_samples, result_file
 from lm_eval_kinject.study.run import Scoring, evaluate, quietly, task_manager
 
 __all__ = ["Comparison", "compare", "rerun"]
@@ -105,29 +105,17 @@ def rerun(
     if told is None or before["config"].get("model") != "rag-hf":
         raise ArgumentError(f"{file} is no result of --model rag-hf, so it doesn't say how to repeat it", "the results")
     samples = read_samples(file)
-    doctored = _doctored(file)
+    changed = doctored(file)
     manifest = file.parent / MANIFEST
     with _threads(told.get("environment", {}).get("threads"), say):
         if manifest.is_file() and _study_of(file.parent) is not None:
             after, new = _with_its_pass(manifest, say)
         else:
             after, new = _alone(before, pretrained, peft)
-    made_from = [*doctored, *_made_from(told, after["config"]["kinject"])]
+    made_from = [*changed, *_made_from(told, after["config"]["kinject"])]
     differences = [*_results_differ(before, after), *compare(samples, new)]
     versions = _flat_differences("environment", told.get("environment", {}), after["config"]["kinject"]["environment"])
     return Comparison(sum(map(len, samples.values())), tuple(made_from), tuple(differences), tuple(versions))
-
-
-def _doctored(file: Path) -> list[str]:
-    """Files of a study's cell that aren't what its manifest says any more."""
-    manifest = file.parent / MANIFEST
-    if not manifest.is_file():
-        return []
-    return [
-        f"{name} was changed after it was written"
-        for name, digest in read_json(manifest)["files"].items()
-        if not (file.parent / name).is_file() or fingerprint_file(file.parent / name) != digest
-    ]
 
 
 def _study_of(folder: Path) -> Path | None:

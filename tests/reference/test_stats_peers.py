@@ -9,7 +9,11 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as peer_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower
-from statsmodels.stats.proportion import proportion_confint, samplesize_proportions_2indep_onetail
+from statsmodels.stats.proportion import (
+    confint_proportions_2indep,
+    proportion_confint,
+    samplesize_proportions_2indep_onetail,
+)
 
 from lm_eval_kinject.stats import (
     accuracy,
@@ -17,9 +21,11 @@ from lm_eval_kinject.stats import (
     clustered_mean,
     detectable_paired,
     detectable_unpaired,
+    fisher,
     holm,
     mcnemar,
     t_test,
+    unpaired_difference,
     wilson,
 )
 
@@ -107,3 +113,23 @@ def test_detectable_differences(seed: int) -> None:
     power = stats.norm.sf((threshold - paired_effect * np.sqrt(asked)) / spread)
     assert power == pytest.approx(0.8, **TIGHT)
     assert NormalIndPower(ddof=0).power(paired_effect / spread, asked, 0.05, ratio=0, alternative="larger") > 0.8
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_unpaired(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    m, n = (int(asked) for asked in rng.integers(2, 60, 2))
+    a, b = int(rng.integers(0, m + 1)), int(rng.integers(0, n + 1))
+    found = unpaired_difference((a / m, m), (b / n, n))
+    peer = confint_proportions_2indep(b, n, a, m, method="newcomb", compare="diff")
+    assert (found.low, found.high) == pytest.approx(peer, **TIGHT)
+    # Fisher's test again by the sum of the hypergeometric law over all tables that are no likelier than this one.
+    law = stats.hypergeom(m + n, a + b, m).pmf(range(m + 1))
+    assert fisher((a, m), (b, n)) == pytest.approx(float(law[law <= law[a] * (1 + 1e-7)].sum()), rel=1e-9)
+
+
+def test_the_lady_tasting_tea() -> None:
+    # Fisher 1935: 3 of 4 against 1 of 4; of 70 tables, 1 + 16 on each side are as extreme: 34 / 70.
+    assert fisher((3, 4), (1, 4)) == pytest.approx(34 / 70)
+    with pytest.raises(ValueError, match="between 0 and those asked"):
+        fisher((5, 4), (1, 4))

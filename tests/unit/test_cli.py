@@ -233,7 +233,7 @@ def test_the_checks_of_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found["lm-eval"].state == "ok"
     assert found["task current_events"].state == "ok"
     tasks = [f for f in found.values() if f.subject.startswith("task ")]
-    assert len(tasks) == 12
+    assert len(tasks) == 14
     assert {f.state for f in tasks} == {"ok"}
     assert found["documents"].state == "ok"
     assert found["scans"].state in {"ok", "note"}
