@@ -17,10 +17,13 @@ from helpers.local_tasks import (
 )
 from helpers.tiny_models import make_tiny
 from lm_eval.api.model import LM
+from lm_eval.loggers import EvaluationTracker
 
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.models.rag import RagMixin
 from lm_eval_kinject.models.rag_hf import RagHFLM
+from lm_eval_kinject.models.together import Job, OnePass
+from lm_eval_kinject.study.threshold import read_questions
 
 PERMISSION = "Answer from the text above alone. If it doesn't say, answer {}.\n\n"
 
@@ -109,6 +112,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(place):
+    """Without retrieval; each run is a variant of it."""
     return RagHFLM(pretrained=make_tiny("llama", place / "models"), k=0, device="cpu")
 
 
@@ -214,3 +218,48 @@ def test_what_cannot_be_is_refused(run, monkeypatch):
     monkeypatch.setattr(Host, "load", lambda *arguments: pytest.fail("a model is loaded"))
     with pytest.raises(ArgumentError, match="all 8 chunks of the corpus corpus are in the first prompt"):
         run("open_events", lm=RagReader, route="self-route", k=8)
+
+
+def test_in_one_pass_with_others_it_asks_twice(place, loaded, run):
+    given = {"corpus": str(place / "corpus"), "retriever": "bm25", "k": 1, "route_k": 4}
+    one_pass = OnePass(loaded._shared_scorer())
+    jobs, manager = [], task_manager(place / "ours")
+    for cell in (
+        {"route": "self-route"},
+        {"route": "random", "route_rate": 0.25},
+        {"route": "random", "route_rate": 0},
+    ):
+        lm = loaded.variant(**given, **cell)
+        lm._pass = one_pass
+        jobs.append((cell, Job(lambda lm=lm: evaluate(lm, None, ["current_events_cloze"], manager))))
+    one_pass.run([job for _, job in jobs])
+    for cell, job in jobs:
+        assert job.error is None
+        for row, alone in zip(rows_of(job.result), rows_of(run(route_k=4, **cell)), strict=True):
+            assert scores_of(row) == pytest.approx(scores_of(alone), abs=1e-4)
+            assert row["arguments"][0][0] == alone["arguments"][0][0]
+        told = job.result["config"]["kinject"]
+        assert told["seconds"]["scoring"] > 0
+        assert told["scorer"]["together"]["evaluations"] == 3
+
+
+@pytest.mark.usefixtures("run")  # for its caches
+def test_a_threshold_is_fitted_from_what_lm_eval_writes(place, loaded, tmp_path):
+    given = {"corpus": str(place / "corpus"), "retriever": "bm25", "k": 1, "route_k": 4}
+    lm = loaded.variant(**given, route="self-route", route_by="entropy", route_both=True)
+    tracker = EvaluationTracker(output_path=str(tmp_path))
+    task = "current_events_cloze"
+    options = {"evaluation_tracker": tracker, "log_samples": True}
+    result = evaluate(lm, None, [task], task_manager(place / "ours"), **options)
+    notes = [row["arguments"][0][2]["kinject"]["route"] for row in rows_of(result)]
+    samples = result.pop("samples")
+    tracker.save_results_aggregated(results=result, samples=samples)
+    tracker.save_results_samples(task_name=task, samples=samples[task])
+    (written,) = tmp_path.rglob("results_*.json")
+    with pytest.raises(ArgumentError, match="its questions are the test split of current_events_cloze"):
+        read_questions(written)
+    by, questions = read_questions(written, validation=True)
+    assert by == "entropy"
+    assert [one.value for one in questions] == pytest.approx([note["value"] for note in notes])
+    assert [one.long_tokens for one in questions] == [note["long_tokens"] for note in notes]
+    assert not any(note["routed"] for note in notes)  # there is no threshold yet

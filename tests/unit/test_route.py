@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
+from lm_eval.api.instance import Instance
 
+from lm_eval_kinject import cli
 from lm_eval_kinject.context.route import (
     ByArticle,
     RandomRoute,
@@ -20,8 +24,9 @@ from lm_eval_kinject.context.route import (
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.models.arguments import split
-from lm_eval_kinject.models.routing import Routed, route_figures
-from lm_eval_kinject.records import Chunk
+from lm_eval_kinject.models.prompts import Longer, PromptWriter, Written
+from lm_eval_kinject.models.routing import Routed, Router, route_figures
+from lm_eval_kinject.records import Chunk, Trace
 from lm_eval_kinject.retrieval.controls import chunks_as_hits
 from lm_eval_kinject.study.threshold import Scored, fit, points, read_questions
 
@@ -127,6 +132,39 @@ def test_nothing_to_fall_back_on():
         SelfRoute(route_context="articles").check(corpus, 1)
 
 
+@pytest.mark.parametrize(
+    ("rate", "jointly", "prompts"),
+    [
+        (0.0, False, [["short", "short", ""]]),
+        # nothing is to be asked again, but the other processes may ask, and theirs is a joint call
+        (0.0, True, [["short", "short", ""], ["long"]]),
+        (1.0, True, [["short", "short", ""], ["long", "long"]]),
+    ],
+)
+def test_how_often_the_model_is_called(rate, jointly, prompts):
+    trace = Trace("q", chunks_as_hits([Chunk("c", "t")]), ("c",), (), None, 1)
+    requests = []
+    for i, option in enumerate((" a", " b")):
+        one = Instance("loglikelihood", {}, ("short", option, {"kinject": {}}), i, ("t", 0, 1))
+        longer = Longer("long", "short", ("c", "d"), True, "unanswerable")
+        one.kinject_written = Written(None, ("bare", option), trace, (), "f", (), ("short",), (), longer)
+        requests.append(one)
+    requests.append(Instance("loglikelihood", {}, ("", " a"), 2, ("t", 0, 1)))  # mutual information
+    calls = []
+
+    def ask(asked):
+        calls.append([request.args[0] for request in asked])
+        return [(float(len(request.args[0])), False) for request in asked]
+
+    host = SimpleNamespace(count=lambda text, bare: len(text))
+    router = Router(RandomRoute(route_rate=rate), host, partial(PromptWriter.bare, None), ask, jointly=jointly)
+    found = [score for score, _ in router.answers("loglikelihood", requests)]
+    assert calls == prompts
+    assert found == ([4.0, 4.0, 0.0] if rate else [5.0, 5.0, 0.0])
+    assert [request.args[0] for request in requests] == (["long", "long", ""] if rate else ["short", "short", ""])
+    assert router.routed == [Routed("t", 0, rate == 1.0, True, 5, 4)]
+
+
 def test_figures_by_hand():
     rows = [  # routed, short, long: kept and right, kept and wrong, routed for nothing, routed and mended
         (False, 1.0, 1.0), (False, 0.0, 1.0), (True, 1.0, 1.0), (True, 0.0, 1.0), (True, 0.0, 0.0),
@@ -177,7 +215,7 @@ def test_of_equally_good_thresholds_the_cheapest():
     assert fit("entropy", scored((0.2, 1, 1), (0.6, 1, 1)))[0].answerable == 1.0
 
 
-def test_test_questions_are_refused(tmp_path):
+def test_test_questions_are_refused(tmp_path, monkeypatch, capsys):
     def write(split, **route):
         pipeline = {"route": {"name": "self-route", "route_both": True, "route_by": "margin", **route}}
         said = {"configs": {"t": {"test_split": split}}, "config": {"kinject": {"pipeline": pipeline}}}
@@ -188,6 +226,11 @@ def test_test_questions_are_refused(tmp_path):
     (tmp_path / "samples_t_1.jsonl").write_text(json.dumps(row) + "\n")
     write(None)
     assert read_questions(tmp_path) == ("margin", [Scored(0.5, 1.0, 0.0, 3, 9)])
+    monkeypatch.setattr("sys.argv", ["kinject", "route", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    # one right question is kept: a margin of 1.5 would route it, 0.25 doesn't
+    assert capsys.readouterr().out.splitlines()[-1] == "route=self-route,route_by=margin,route_threshold=0.25"
     write("test")
     with pytest.raises(ArgumentError, match="its questions are the test split of t"):
         read_questions(tmp_path)
