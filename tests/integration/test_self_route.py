@@ -263,3 +263,23 @@ def test_a_threshold_is_fitted_from_what_lm_eval_writes(place, loaded, tmp_path)
     assert [one.value for one in questions] == pytest.approx([note["value"] for note in notes])
     assert [one.long_tokens for one in questions] == [note["long_tokens"] for note in notes]
     assert not any(note["routed"] for note in notes)  # there is no threshold yet
+
+
+def test_articles_are_read_whole(tmp_path, run):
+    # two articles of 360 words, each cut into two chunks; the bridge is in the second chunk of one of them
+    filler = " ".join(f"Item {n} was noted there by the council." for n in range(45))
+    (tmp_path / "a.txt").write_text(f"{filler} {chunk_text(0)} {filler}"[: len(filler) * 2])
+    (tmp_path / "b.txt").write_text(filler.replace("council", "harbour"))
+    result = run(corpus=str(tmp_path), route="random", route_rate=1.0, route_context="articles", limit=1)
+    (row,) = rows_of(result)
+    note = row["arguments"][0][2]["kinject"]["route"]
+    found = row["arguments"][0][2]["kinject"]["used"]
+    assert len(found) == 1
+    assert len(note["used"]) > 1
+    assert len({name.split("#")[0] for name in (*found, *note["used"])}) == 1
+    assert note["used"] == sorted(note["used"])
+    prompt = row["arguments"][0][0]
+    assert prompt.index("Item 0 ") < prompt.index(chunk_text(0)) < prompt.index("Question: ")
+    assert "harbour" not in prompt
+    with pytest.raises(ArgumentError, match="a document of its own; pass route_context=chunks"):
+        run(route="random", route_context="articles", limit=1)
