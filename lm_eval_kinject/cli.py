@@ -448,6 +448,32 @@ def rerun(
     raise typer.Exit(int(not found.same))
 
 
+@app.command()
+def route(
+    results: Annotated[
+        Path, typer.Argument(help="lm_eval's results of route=self-route,route_both=true, with samples")
+    ],
+    validation: Annotated[
+        bool, typer.Option("--validation", help="nothing is reported on these questions, though it is a test split")
+    ] = False,
+    most_tokens: Annotated[
+        float | None, typer.Option("--most-tokens", help="share of the long context's tokens that may be spent")
+    ] = None,
+) -> None:
+    """Fit the threshold of route=self-route on a validation run and print it as an argument (last line)."""
+    from lm_eval_kinject.study.threshold import fit, read_questions
+
+    by, questions = read_questions(results, validation=validation)
+    best, found = fit(by, questions, most_tokens)
+    print(f"{len(questions)} questions, route_by={by}; by lot: as many routed, in expectation")
+    print(f"{'threshold':>12} {'answerable':>10} {'tokens':>7} {'accuracy':>8} {'by lot':>7}")
+    for one in [*found[:: max(1, len(found) // 20)], best]:
+        mark = "  <- best" if one is best else ""
+        print(f"{one.threshold:12.5g} {one.answerable:10.1%} {one.tokens:7.1%}", end=" ")
+        print(f"{one.accuracy:8.3f} {one.by_lot:7.3f}{mark}")
+    print(f"route=self-route,route_by={by},route_threshold={best.threshold}")
+
+
 def _study_folder(study: str, out: Path | None) -> Path:
     return out if out is not None else Path("studies") / Path(study).stem
 

@@ -40,12 +40,15 @@ __all__ = [
     "assemble",
     "known_arguments",
     "near",
+    "number",
     "one_of",
     "optional",
     "positive",
     "reference",
     "register",
+    "share",
     "slot",
+    "switch",
     "text",
     "whole",
 ]
@@ -75,6 +78,27 @@ def positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ArgumentError(f"{name}={value} must be a number above 0; correct it")
     return float(value)
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        raise ArgumentError(f"{name}={value} must be a number; correct it")
+    return float(value)
+
+
+def share(name: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ArgumentError(f"{name}={value} must be a number from 0 to 1; correct it")
+    return float(value)
+
+
+def switch(name: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name}={value} must be true or false; correct it")
+    return value
 
 
 def text(name: str, value: Any) -> str:

@@ -146,13 +146,14 @@ class Composer:
         self._template = sandbox().from_string(template)
         self._order = order or Relevance()
 
-    def compose(self, hits: Sequence[Hit], budget: int | None, *, where: str) -> Composition:
+    def compose(self, hits: Sequence[Hit], budget: int | None, *, where: str, closing: str = "") -> Composition:
         """Writes as many of the best hits as fit, arranged by the order.
 
         Args:
             hits: best first. None of them gives the empty text.
             budget: tokens there are for the text; None is unlimited.
             where: names the question in an error, for example ``arc_easy, document 3``.
+            closing: stands directly behind the chunks and counts into the budget.
 
         Raises:
             ContextError: not even one token of the best chunk fits, or the template fails.
@@ -163,7 +164,7 @@ class Composer:
         text, tokens = "", 0
         while high - low > 1:
             middle = min(low + step, len(hits)) if high > len(hits) else (low + high) // 2
-            written = self._write(hits[:middle], None, where)
+            written = self._write(hits[:middle], None, where, closing)
             if budget is None or written[1] <= budget:
                 low, step, (text, tokens) = middle, 2 * step, written
             else:
@@ -171,15 +172,15 @@ class Composer:
         dropped = tuple(hit.chunk.id for hit in reversed(hits[max(low, 1) :]))
         if low == 0:
             assert budget is not None  # without one everything fits
-            return self._cut(hits[0], budget, dropped, where)
+            return self._cut(hits[0], budget, dropped, where, closing)
         return Composition(text, tokens, tuple(hit.chunk.id for hit in self._order.arrange(hits[:low])), dropped, None)
 
-    def _cut(self, hit: Hit, budget: int, dropped: tuple[str, ...], where: str) -> Composition:
+    def _cut(self, hit: Hit, budget: int, dropped: tuple[str, ...], where: str, closing: str) -> Composition:
         """Keeps the longest beginning of the one hit that fits, found by bisection over its characters."""
         low, high = 0, len(hit.chunk.text)  # `low` characters fit (checked below for 0), `high` don't
         while high - low > 1:
             middle = (low + high) // 2
-            if self._write([hit], middle, where)[1] <= budget:
+            if self._write([hit], middle, where, closing)[1] <= budget:
                 low = middle
             else:
                 high = middle
@@ -188,14 +189,14 @@ class Composer:
                 f"{where}: there is room for {max(budget, 0)} tokens of retrieved text, too few for even the beginning "
                 "of one chunk. Lower --num_fewshot, raise max_length= or context_tokens=, or pass k=0."
             )
-        text, tokens = self._write([hit], low, where)
+        text, tokens = self._write([hit], low, where, closing)
         return Composition(text, tokens, (hit.chunk.id,), dropped, hit.chunk.id)
 
-    def _write(self, hits: Sequence[Hit], length: int | None, where: str) -> tuple[str, int]:
+    def _write(self, hits: Sequence[Hit], length: int | None, where: str, closing: str) -> tuple[str, int]:
         """Renders `hits`, each cut to its first `length` characters; returns the text and its tokens."""
         chunks = [self._data(hit.chunk, hit, length) for hit in self._order.arrange(hits)]
         try:
-            text = self._order.preface + self._template.render(chunks=chunks)
+            text = self._order.preface + self._template.render(chunks=chunks) + closing
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise ContextError(
                 f"{where}: the context template failed: {error}. It sees `chunks`, each with id, title, text, date, "

@@ -70,6 +70,14 @@ class Corpus:
         """Chunks by their ids."""
         return {chunk.id: chunk for chunk in self.chunks}
 
+    @cached_property
+    def by_document(self) -> Mapping[str, tuple[Chunk, ...]]:
+        """The chunks of each document in their order there; one that names no document stands under its own id."""
+        found: dict[str, list[Chunk]] = {}
+        for chunk in self.chunks:
+            found.setdefault(chunk.document_id or chunk.id, []).append(chunk)
+        return {name: tuple(sorted(chunks, key=lambda chunk: chunk.position)) for name, chunks in found.items()}
+
     def provenance(self) -> dict[str, Any]:
         """What a result says of its corpus: plain and path-free."""
         return {

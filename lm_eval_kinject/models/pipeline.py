@@ -19,6 +19,7 @@ from lm_eval_kinject.context.combine import Fusion
 from lm_eval_kinject.context.compose import Compose
 from lm_eval_kinject.context.order import Order
 from lm_eval_kinject.context.query import QuestionQuery
+from lm_eval_kinject.context.route import Route
 from lm_eval_kinject.retrieval import probe, rerank  # noqa: F401  (they register their stages)
 from lm_eval_kinject.retrieval.library import Probe, Reranker, Search
 from lm_eval_kinject.stages import Stage
@@ -39,7 +40,7 @@ class Pipeline:
     order: Order
     compose: Compose
     fusion: Fusion
-    route: Stage
+    route: Route
     reasoning: Stage
 
     def stages(self) -> Mapping[str, Stage]:

@@ -29,6 +29,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from lm_eval_kinject.context.compose import Composer, Composition
+from lm_eval_kinject.context.route import Again, marker_for
 from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.models import task_hook
 from lm_eval_kinject.models.arguments import WHERE
@@ -37,7 +38,7 @@ from lm_eval_kinject.models.pipeline import Pipeline
 from lm_eval_kinject.records import Hit, Query, Trace
 from lm_eval_kinject.retrieval.library import Found, Library, clock
 
-__all__ = ["PromptWriter", "Written", "mark_on"]
+__all__ = ["Longer", "PromptWriter", "Written", "behind", "mark_on"]
 
 _SLACK = 8
 """Tokens kept free, as the parts of a prompt may be cut into a few tokens more together than apart."""
@@ -49,13 +50,30 @@ _ATTRIBUTE = "kinject_written"
 
 
 @dataclass(frozen=True, slots=True)
+class Longer:
+    """What a question is asked with if it is asked again (see `lm_eval_kinject.context.route`).
+
+    ``prompt`` has the long context, ``plain`` the short one without the permission to decline. ``used`` are the ids of
+    the chunks in the long one, ``more`` says whether it has text that the short one lacks, and ``marker`` is what may
+    be answered instead of an option.
+    """
+
+    prompt: str
+    plain: str
+    used: tuple[str, ...]
+    more: bool
+    marker: str
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """The mark on a rewritten Instance: by whom, from which arguments, and what happened.
 
     ``hits`` are all that were looked at, `DEPTH` at least where there is a gold chunk, in their final ranks;
     ``retrieved`` the same in the retriever's; the trace has the prompt's own. ``corpus`` is the fingerprint of the
     corpus that was searched. ``prompts`` are those that are scored, one a group of hits, and ``scores`` their hits' own
-    (empty where there is one prompt).
+    (empty where there is one prompt). ``longer`` is there where the question may be asked again. The Instances of one
+    question share the trace itself.
     """
 
     writer: PromptWriter
@@ -66,6 +84,7 @@ class Written:
     retrieved: tuple[Hit, ...]
     prompts: tuple[str, ...]
     scores: tuple[float, ...] = ()
+    longer: Longer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +110,13 @@ class PromptWriter:
         self._pipeline = pipeline
         self._host = host
         self._library = library
-        self._composer = Composer(
-            lambda text: host.count(text, bare=True), host.markers(), pipeline.compose.template, pipeline.order
+        route = pipeline.route
+        self._composer, self._long_composer = (
+            Composer(lambda text: host.count(text, bare=True), host.markers(), pipeline.compose.template, order)
+            for order in (
+                pipeline.order,
+                route.arrangement(pipeline.order) if isinstance(route, Again) else pipeline.order,
+            )
         )
         self._messages: dict[str, tuple[list[dict[str, str]], bool]] = {}
 
@@ -108,22 +132,23 @@ class PromptWriter:
 
         Raises:
             ContextError: a question, its query, its gold chunk or room for its text can't be found.
-            ArgumentError: no corpus is known for a task.
+            ArgumentError: no corpus is known for a task, or it has no text to fall back on.
         """
         fresh = {id(r): r for r in requests if r.args[0] != "" and not self._is_mine(r)}
         asked = [self._asked(instances) for instances in _by_question(fresh.values())]
         found: dict[str, dict[Query, Found]] = {}
         for spec in dict.fromkeys(a.corpus for a in asked):
+            self._pipeline.route.check(self._library.corpus(spec), self._pipeline.search.k)
             found[spec] = self._library.find(spec, [a.query for a in asked if a.corpus == spec])
         with clock(self._library.seconds, "composition"):
             return [self._compose(a, found[a.corpus][a.query]) for a in asked]
 
-    def bare(self, request: Any) -> Any:
-        """Returns an Instance as lm_eval's own scorer expects it: without the trace."""
+    def bare(self, request: Any, prompt: str | None = None) -> Any:
+        """Returns an Instance as lm_eval's own scorer expects it: without the trace; with another prompt, if given."""
         return Instance(
             request_type=request.request_type,
             doc=request.doc,
-            arguments=request.arguments[:2],
+            arguments=request.arguments[:2] if prompt is None else (prompt, request.arguments[1]),
             idx=request.idx,
             metadata=(request.task_name, request.doc_id, request.repeats),
         )
@@ -176,17 +201,13 @@ class PromptWriter:
     # What is written ------------------------------------------------------------------------------------------------
 
     def _compose(self, asked: _Asked, found: Found) -> Written:
-        room = min(self._host.room(i.request_type, i.args) for i in asked.instances) - _SLACK
-        if room < 1:
-            raise ContextError(
-                f"{asked.where}: the prompt fills the model's window before any retrieved text is in it (free: "
-                f"{room + _SLACK} tokens, of which {_SLACK} are kept in reserve). Lower --num_fewshot, raise "
-                "max_length= if the model allows it, or pass k=0."
-            )
+        marker, permission = self._permission(asked)
+        room = self._room(asked, marker if permission else None)
         limit = self._pipeline.compose.context_tokens
         budget = room if limit is None else min(room, limit)
         groups = self._pipeline.fusion.groups(found.prompt)
-        made = [self._composer.compose(group, budget, where=asked.where) for group in groups]
+        made = [self._composer.compose(group, budget, where=asked.where, closing=permission) for group in groups]
+        long = self._compose_long(asked, found, room)
         trace = _trace(asked.query, found.prompt, made)
         scores = tuple(group[0].score for group in groups if group) if len(groups) > 1 else ()
         fingerprint = self._library.corpora[asked.corpus].fingerprint
@@ -196,12 +217,49 @@ class PromptWriter:
             prompts = tuple(
                 self._insert(instance, arguments[0], one.text) if one.text else arguments[0] for one in made
             )
-            written = Written(self, arguments, trace, found.hits, fingerprint, found.retrieved, prompts, scores)
+            longer = None
+            if long is not None:
+                plain = self._insert(instance, arguments[0], made[0].text.removesuffix(permission))
+                more = not set(long.used) <= set(trace.used) or trace.truncated is not None
+                longer = Longer(self._insert(instance, arguments[0], long.text), plain, long.used, more, marker)
+            written = Written(self, arguments, trace, found.hits, fingerprint, found.retrieved, prompts, scores, longer)
             log = _as_log(trace) | ({"contexts": [one.text for one in made]} if len(made) > 1 else {})
             instance.arguments = (prompts[0], *arguments[1:], {"kinject": log})
             setattr(instance, _ATTRIBUTE, written)
         assert written is not None  # a group has at least one Instance
         return written
+
+    def _room(self, asked: _Asked, marker: str | None) -> int:
+        """Tokens that there are for retrieved text, whatever of the question's options is scored behind it."""
+        rooms = [self._host.room(i.request_type, i.args) for i in asked.instances]
+        first = asked.instances[0]
+        if marker is not None and first.request_type == "loglikelihood":
+            rooms.append(self._host.room(first.request_type, (first.args[0], behind(first, marker))))
+        room = min(rooms) - _SLACK
+        if room < 1:
+            raise ContextError(
+                f"{asked.where}: the prompt fills the model's window before any retrieved text is in it (free: "
+                f"{room + _SLACK} tokens, of which {_SLACK} are kept in reserve). Lower --num_fewshot, raise "
+                "max_length= if the model allows it, or pass k=0."
+            )
+        return room
+
+    def _permission(self, asked: _Asked) -> tuple[str, str]:
+        """What may be answered instead of an option, and the words that say so; both empty where nothing may."""
+        route = self._pipeline.route
+        if not isinstance(route, Again):
+            return "", ""
+        scored = asked.instances[0].request_type == "loglikelihood"
+        marker = marker_for([i.args[1] for i in asked.instances] if scored else ())
+        return marker, route.permission(marker)
+
+    def _compose_long(self, asked: _Asked, found: Found, room: int) -> Composition | None:
+        """The context for asking again: as much as the window holds; None where nothing is asked again."""
+        route = self._pipeline.route
+        if not isinstance(route, Again):
+            return None
+        hits = route.longer(self._library.corpora[asked.corpus], found.prompt, found.more)
+        return self._long_composer.compose(hits, room, where=asked.where)
 
     def _insert(self, instance: Any, prompt: str, text: str) -> str:
         origin = task_hook.origin_of(instance)
@@ -258,6 +316,12 @@ def _trace(query: Query, top: tuple[Hit, ...], made: Sequence[Composition]) -> T
     dropped = tuple(chunk for one in made for chunk in one.dropped)
     truncated = next((one.truncated for one in made if one.truncated is not None), None)
     return Trace(query.text, top, used, dropped, truncated, sum(one.tokens for one in made), query.gold)
+
+
+def behind(instance: Any, answer: str) -> str:
+    """An answer as this Instance's own would be scored: with the space, or whatever it is, that is put before it."""
+    continuation = str(instance.args[1])
+    return continuation[: len(continuation) - len(continuation.lstrip())] + answer
 
 
 def mark_on(instance: Any) -> Written | None:

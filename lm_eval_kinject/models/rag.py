@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lm_eval_kinject.context.route import Again
 from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.log import log
 from lm_eval_kinject.models import ending, task_hook
@@ -25,6 +26,7 @@ from lm_eval_kinject.models.arguments import WHERE, RagArguments, split
 from lm_eval_kinject.models.pipeline import SLOTS
 from lm_eval_kinject.models.prompts import PromptWriter, mark_on
 from lm_eval_kinject.models.results import Figure, check_complete, figure_of, figures, ties
+from lm_eval_kinject.models.routing import Routed, Router, route_figures
 from lm_eval_kinject.provenance import environment
 from lm_eval_kinject.retrieval.library import AsFound, Library, clock
 from lm_eval_kinject.stages import known_arguments
@@ -57,6 +59,9 @@ class RagMixin(_Base):
     host_class: Any
     """The class of lm_eval that is mixed into; a subclass names it."""
 
+    world_size: int
+    """Of lm_eval's model: processes that evaluate together."""
+
     def __init__(self, pretrained: Any = None, **arguments: Any) -> None:
         ending.install()
         if pretrained is not None:
@@ -67,9 +72,10 @@ class RagMixin(_Base):
         stages = parted.rag.pipeline
         if parted.rag.k == 0 and (idle := _idle(arguments)):
             log.info("With k=0 nothing is retrieved, so this has no effect: %s.", ", ".join(idle))
-        library = Library(stages.search, stages.rerank, stages.probe, "cpu", WHERE)
+        library = Library(stages.search, stages.rerank, stages.probe, "cpu", WHERE, stages.route.depth)
         if stages.search.k > 0 and stages.search.corpus is not None:
-            library.corpus(stages.search.corpus)  # what is wrong with it is found before the model is loaded
+            # what is wrong with it is found before the model is loaded
+            stages.route.check(library.corpus(stages.search.corpus), stages.search.k)
         self.load(parted.rag, parted.hf, {p.name: p.default for p in parameters})
         self._scorers: dict[str, Any] = {}
         library.device = self.encoder_device()
@@ -80,6 +86,7 @@ class RagMixin(_Base):
         self.rag = rag
         self._written: dict[tuple[str, int], Figure] = {}
         self._ties: dict[tuple[str, int], bool] = {}
+        self._routed: dict[tuple[str, int], Routed] = {}
         self._seconds = library.seconds
         self._reported = False
         self._pass: OnePass | None = None
@@ -120,7 +127,8 @@ class RagMixin(_Base):
         stages = rag.pipeline
         other = copy.copy(self)
         device, shelf = self._library.device, self._library.shelf
-        other._take(rag, Library(stages.search, stages.rerank, stages.probe, device, WHERE, shelf=shelf))
+        more = stages.route.depth
+        other._take(rag, Library(stages.search, stages.rerank, stages.probe, device, WHERE, more, shelf=shelf))
         return other
 
     # What lm_eval calls ---------------------------------------------------------------------------------------------
@@ -164,6 +172,8 @@ class RagMixin(_Base):
         if self._reported:  # a new evaluation with the same model object
             self._written.clear()
             self._ties.clear()
+            self._routed.clear()
+            self._share = None
             self._seconds.clear()
             self._reported = False
         bare = requests
@@ -177,6 +187,8 @@ class RagMixin(_Base):
             bare = [self._writer.bare(request) for request in requests]
         if self.rag.k > 0 and self.rag.pipeline.fusion.several:
             answers = self._marginal(method, host, requests, kwargs)
+        elif isinstance(self.rag.pipeline.route, Again):
+            answers = self._asked_again(self.rag.pipeline.route, method, host, requests, kwargs)
         else:
             with clock(self._seconds, "scoring"):
                 answers = host(bare, **kwargs)
@@ -185,6 +197,21 @@ class RagMixin(_Base):
         if method == "loglikelihood":
             for part in self.gather(ties(requests, answers)) or ():
                 self._ties.update(part)
+        return answers
+
+    def _asked_again(
+        self, route: Again, method: str, host: Any, requests: list[Any], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        """Answers of a route that asks some questions again with more text."""
+
+        def ask(bare: list[Any]) -> list[Any]:
+            with clock(self._seconds, "scoring"):
+                return list(host(bare, **kwargs))
+
+        router = Router(route, self, self._writer.bare, ask, jointly=self.world_size > 1)
+        answers = router.answers(method, requests)
+        for part in self.gather(router.routed) or ():
+            self._routed.update({(one.task, one.doc_id): one for one in part})
         return answers
 
     def _marginal(
@@ -253,7 +280,8 @@ class RagMixin(_Base):
     ) -> list[tuple[float, bool]]:
         """Takes the shared-prefix scorer, but for windows of rolling text (they have no key and share nothing)."""
         if self._pass is not None and override_bs is None:
-            answers, self._share = self._pass.answers(requests)
+            answers, share = self._pass.answers(requests)
+            self._share = share if self._share is None else self._share.and_then(share)
             return answers
         if self._scorer is None or override_bs is not None:
             more = {} if override_bs is None else {"override_bs": override_bs}
@@ -296,6 +324,8 @@ class RagMixin(_Base):
         tied = Counter(task for (task, _), is_tied in self._ties.items() if is_tied)
         for task, count in questions.items():
             tasks.setdefault(task, {"questions": count})["tied_questions"] = tied[task]
+        for task, told in route_figures(self._routed.values()).items():
+            tasks.setdefault(task, {})["route"] = told
         info["kinject"] = {
             **self.provenance(),
             "tasks": tasks,

@@ -9,14 +9,17 @@ Shims, each with the condition for its removal:
 
 - `install` wraps ``Task.build_all_requests`` (lm-eval 0.4.13): until lm_eval's Instances name their Task.
 - `Origin.chat` carries ``apply_chat_template`` over: until Instances say how their prompt was rendered.
+- `would_score` runs a task's filters and metrics on other responses than its Instances got (``Task._filters``): until a
+  task offers that itself.
 - for our models with ``k > 0`` the wrapper turns ``cache_requests`` off where a chat template is applied, as requests
   read from lm_eval's cache never went through ``apply_chat_template``: until that cache keeps the messages.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ __all__ = [
     "origin_of",
     "rendered_question",
     "where",
+    "would_score",
 ]
 
 _ATTRIBUTE = "kinject_origin"
@@ -184,3 +188,33 @@ def endings(instance: Any, question: str) -> tuple[str, ...]:
         return ("",)
     delimiter = str(getattr(getattr(origin.task, "config", None), "target_delimiter", " ")) if origin else " "
     return (delimiter + prefix, prefix)
+
+
+_METRICS = ("acc", "exact_match", "em", "f1")
+
+
+def would_score(instances: Sequence[Any], responses: Sequence[Any]) -> float | None:
+    """What a question would score with other responses, by the task's own filters and metrics.
+
+    Args:
+        instances: all of one question, in the order of its options.
+        responses: one an Instance, as a model returns them.
+
+    Returns:
+        Accuracy, exact match or F1, whichever the task has first, else its first metric; None where there is no task,
+        or no number for a single question (as of mutual information, which takes other requests too).
+    """
+    origin = origin_of(instances[0])
+    if origin is None or "acc_mutual_info" in getattr(origin.task, "_metric_fn_list", {}):
+        return None
+    copies = [copy.copy(instance) for instance in instances]
+    for one, response in zip(copies, responses, strict=True):
+        one.resps, one.filtered_resps = [response], {}
+    origin.task._filters[0].apply(copies)
+    name = origin.task._filters[0].name
+    found = origin.task.process_results(instances[0].doc, [one.filtered_resps[name] for one in copies])
+    metric = next((m for m in _METRICS if m in found), next(iter(found), None))
+    try:
+        return None if metric is None else float(found[metric])
+    except (TypeError, ValueError):  # a metric of all questions together
+        return None

@@ -85,6 +85,15 @@ class Share:
     distinct_tokens: int
     seconds: float
 
+    def and_then(self, other: Share) -> Share:
+        """Its part of two passes, one after the other; together with as many as in the fuller one."""
+        return Share(
+            max(self.evaluations, other.evaluations),
+            self.requests + other.requests,
+            self.distinct_tokens + other.distinct_tokens,
+            self.seconds + other.seconds,
+        )
+
 
 @dataclass
 class Job(Generic[T]):

@@ -215,11 +215,13 @@ class Found:
         prompt: what goes into the prompt, before the budget.
         hits: all that were looked at, in their final ranks; recall is taken of these.
         retrieved: the same, in the retriever's own ranks.
+        more: the best hits for a long context; empty where none was asked for.
     """
 
     prompt: Hits
     hits: Hits
     retrieved: Hits
+    more: Hits = ()
 
 
 @dataclass
@@ -241,6 +243,7 @@ class Library:
         probe: what replaces them, if anything.
         device: where models that embed or rank run, for example ``cpu``.
         where: names the arguments in an error.
+        more: hits that a long context is taken from; figures look at no more for it.
         seconds: time spent per stage (``corpus``, ``index``, ``retrieval``, ``reranking``).
         shelf: where they are kept; shared between runs, if given.
         corpora: those that this run used, by spec.
@@ -253,6 +256,7 @@ class Library:
     probe: Probe
     device: str
     where: str
+    more: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     shelf: Shelf = field(default_factory=Shelf)
     corpora: dict[str, Corpus] = field(default_factory=dict)
@@ -302,10 +306,13 @@ class Library:
         if any(query.gold is not None for query in unique):
             wanted = max(wanted, DEPTH)
         with clock(self.seconds, "retrieval"):
-            retrieved = retriever.search(unique, min(wanted, len(corpus.chunks)))
+            retrieved = retriever.search(unique, min(max(wanted, self.more), len(corpus.chunks)))
         hits = self._reranked(retriever, unique, retrieved)
+        more: Sequence[Hits] = [found[: self.more] for found in hits]
+        if self.more > wanted:
+            retrieved, hits = ([found[:wanted] for found in lists] for lists in (retrieved, hits))
         prompts = self.probe.prompt(corpus, unique, hits, self.search)
-        return {query: Found(*three) for query, *three in zip(unique, prompts, hits, retrieved, strict=True)}
+        return {query: Found(*four) for query, *four in zip(unique, prompts, hits, retrieved, more, strict=True)}
 
     def _reranked(self, retriever: Retriever, queries: Sequence[Query], retrieved: Sequence[Hits]) -> Sequence[Hits]:
         """The best hits of each query ranked again, and the others behind them."""

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lm_eval_kinject.errors import ArgumentError, RetrievalError
+from lm_eval_kinject.errors import RetrievalError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.log import log
 from lm_eval_kinject.provenance import fingerprint_folder
@@ -29,7 +29,7 @@ from lm_eval_kinject.retrieval.hybrid import Hybrid
 from lm_eval_kinject.retrieval.library import Ranker, Reranker, Search
 from lm_eval_kinject.retrieval.make import kind_of
 from lm_eval_kinject.retrieval.protocol import Hits, Retriever
-from lm_eval_kinject.stages import Open, argument, register, whole
+from lm_eval_kinject.stages import Open, argument, register, share, whole
 
 __all__ = ["MMR", "ByModel", "CrossEncoder"]
 
@@ -37,12 +37,6 @@ _FROM = 20
 _BATCH = 32  # pairs, of one question
 _NO_LIMIT = 1 << 20  # tokens; tokenizers write "none" as a far larger number, which no tokenizer takes back
 _ADVICE = "Without a network pass rerank= the folder of a cross-encoder, or leave it out."
-
-
-def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ArgumentError(f"{name}={value} must be a number from 0 to 1; correct it")
-    return float(value)
 
 
 def _rerank_from() -> Any:
@@ -275,7 +269,7 @@ class MMR(Reranker):
     name: ClassVar[str] = "mmr"
 
     rerank_from: int = _rerank_from()
-    mmr_lambda: float = argument("1: nearest to the question, 0: least like those before", _share, 0.5)
+    mmr_lambda: float = argument("1: nearest to the question, 0: least like those before", share, 0.5)
 
     @classmethod
     def problems(cls, given: Mapping[str, Any]) -> list[str]:
