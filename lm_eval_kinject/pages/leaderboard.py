@@ -190,8 +190,16 @@ def _table(board: Board, view: View) -> str:
 
 
 def _filtered(view: View, task: str, *many: Sequence[Any]) -> View:
-    chosen = {name: tuple(some or ()) for name, some in zip(_FILTERS, many, strict=True)}
-    return replace(view, task=task or "", **chosen)  # type: ignore[arg-type]
+    subjects, injections, retrievers, ks, shots = (tuple(some or ()) for some in many)  # as in `_FILTERS`
+    return replace(
+        view,
+        task=task or "",
+        subjects=subjects,
+        injections=injections,
+        retrievers=retrievers,
+        ks=ks,
+        shots=shots,
+    )
 
 
 def _filtering(board: Board) -> Callable[..., tuple[View, str]]:

@@ -13,6 +13,7 @@ from helpers.pages_story import EVIL, LEFT_OUT, TASK, bits, sample, story, submi
 
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.hub.eval_results import read_results
+from lm_eval_kinject.hub.fetch import Snapshot
 from lm_eval_kinject.hub.submit import submitted_name
 from lm_eval_kinject.pages import board as board_room
 from lm_eval_kinject.pages.against import Versus, against
@@ -98,6 +99,24 @@ def test_a_data_sets_submissions_must_be_complete_and_in_their_place(tmp_path: P
     there.write_text(json.dumps(data))
     (left,) = read_board(str(tmp_path / "r"), strict=True).left_out
     assert left.reason == "incomplete: kinject.corpora: which corpus was searched"
+
+
+def test_a_data_set_is_read_from_the_hubs_cache_whose_files_are_links(tmp_path: Path, monkeypatch) -> None:
+    file = submission(tmp_path / "r", "base", k=1, right=bits("1100"))
+    name = submitted_name(read_results(file)[0])
+    whole = tmp_path / "datasets--me--results"
+    place = whole / "snapshots" / ("d" * 40) / name
+    place.mkdir(parents=True)
+    (whole / "blobs").mkdir()
+    for number, one in enumerate(sorted(file.parent.iterdir())):
+        one.rename(whole / "blobs" / str(number))
+        (place / one.name).symlink_to(f"../../../blobs/{number}")
+    fetched = Snapshot(place.parent, "me/results", "d" * 40)
+    monkeypatch.setattr(board_room, "fetch_snapshot", lambda *_, **__: fetched)
+    board = read_board("me/results@main")
+    assert (board.place, board.strict, len(board.rows), board.left_out) == (f"me/results@{'d' * 40}", True, 1, [])
+    assert board.check(board.rows[0]) is None
+    assert not board.unchecked()
 
 
 def test_of_one_setting_the_latest_counts(tmp_path: Path) -> None:
