@@ -304,7 +304,9 @@ def corpus_newswire(
 
 @corpus_app.command("realtimeqa")
 def corpus_realtimeqa(
-    source: Annotated[Path, typer.Option("--source", help="a clone of github.com/realtimeqa/realtimeqa_public")],
+    source: Annotated[
+        str, typer.Option("--source", help="a clone of github.com/realtimeqa/realtimeqa_public, or URL@COMMIT")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder to write")] = Path("realtimeqa"),
     first: Annotated[str | None, typer.Option("--from", help="first year, month or day: 2023-08")] = None,
     last: Annotated[str | None, typer.Option("--to", help="last year, month or day, included")] = None,
@@ -320,9 +322,14 @@ def corpus_realtimeqa(
     from lm_eval_kinject.corpus import Chunking
     from lm_eval_kinject.corpus.sources.realtimeqa import Window
     from lm_eval_kinject.corpus.sources.realtimeqa_build import build_live
+    from lm_eval_kinject.corpus.sources.realtimeqa_fetch import fetch_weeks, is_address
+    from lm_eval_kinject.retrieval import cache_dir
 
     chunking = Chunking(size, overlap, unit, cut, smallest)
-    built = build_live(source, out, Window.of(first, last), chunking=chunking, say=_say)
+    window = Window.of(first, last)
+    fetched = cache_dir() / "realtimeqa" / "upstream"
+    clone = fetch_weeks(source, window, fetched) if is_address(source) else Path(source).expanduser()
+    built = build_live(clone, out, window, chunking=chunking, say=_say)
     for name, count in sorted(built.counts.items()):
         print(f"{name.replace('_', ' '):24} {count:>9,}")
     print(f"{out}{' was there before' if built.already else ''}: rows set aside are in {out / 'set_aside.txt'}. Score:")

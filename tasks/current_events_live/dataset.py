@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict
 
 from lm_eval_kinject.corpus.sources.realtimeqa import Window
 from lm_eval_kinject.corpus.sources.realtimeqa_build import build_live
+from lm_eval_kinject.corpus.sources.realtimeqa_fetch import fetch_weeks, is_address
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.log import log
 from lm_eval_kinject.provenance import fingerprint
@@ -51,6 +52,8 @@ def _folder(said: dict[str, Any]) -> Path:
             raise ArgumentError(f"folder={given} holds no finished build. {HOW}", "current_events_live")
         return folder
     window = Window.of(*(None if said.get(end) is None else str(said[end]) for end in ("from", "to")))
-    clone = Path(str(source)).expanduser().resolve()
+    fetched = cache_dir() / "realtimeqa" / "upstream"
+    clone = fetch_weeks(str(source), window, fetched) if is_address(str(source)) else Path(str(source)).expanduser()
+    clone = clone.resolve()
     name = f"{window.first}_{window.last}-{fingerprint(str(clone))[:12]}"
     return build_live(clone, cache_dir() / "realtimeqa" / name, window, say=log.info).folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lm_eval_kinject.corpus.marks import AnswerMarks
 from lm_eval_kinject.corpus.sources import realtimeqa_build
 from lm_eval_kinject.corpus.sources.realtimeqa import SetAside, Week, Window, find_weeks, read_articles, read_questions
 from lm_eval_kinject.corpus.sources.realtimeqa_build import build_live
+from lm_eval_kinject.corpus.sources.realtimeqa_fetch import fetch_weeks
 from lm_eval_kinject.errors import ArgumentError, CorpusError
 from lm_eval_kinject.provenance import fingerprint_folder
 from lm_eval_kinject.records import Question
@@ -210,3 +212,28 @@ def test_the_task_reads_what_metadata_names(upstream: Path, tmp_path: Path, monk
     for wrong in ({}, {"folder": str(tmp_path)}, {"folder": str(folder), "source": "x"}):
         with pytest.raises(ArgumentError, match="kinject corpus realtimeqa"):
             next(loaded(**wrong))
+
+
+def test_weeks_of_a_pinned_commit_are_fetched(upstream: Path, tmp_path: Path) -> None:
+    def git(*step: str) -> str:
+        named = ["-c", "user.name=n", "-c", "user.email=e@x"]
+        return subprocess.run(["git", *named, *step], cwd=upstream, check=True, capture_output=True, text=True).stdout
+
+    lines(upstream / "scripts" / "big.jsonl", {"x": 1})
+    for step in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "m")):
+        git(*step)
+    commit = git("rev-parse", "HEAD").strip()
+    address = f"{upstream.as_uri()}@{commit}"
+    folder = fetch_weeks(address, Window.of("2031", "2031"), tmp_path / "fetched")
+    found = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    assert found == [f"past/2031/{week}_{kind}.jsonl" for week in ("20310103", "20310110") for kind in ("gcs", "qa")]
+    for file in found:
+        assert (folder / file).read_bytes() == (upstream / file).read_bytes()
+    git("rm", "-rq", "past")
+    assert fetch_weeks(address, Window.of("2031", "2031"), tmp_path / "fetched") == folder  # nothing is fetched again
+    assert [p.name for p in (tmp_path / "fetched").iterdir()] == [folder.name]
+    with pytest.raises(CorpusError, match="with all 40 digits"):
+        fetch_weeks(upstream.as_uri() + "@main", WHOLE, tmp_path / "fetched")
+    with pytest.raises(CorpusError, match="can't be fetched"):
+        fetch_weeks(f"{(tmp_path / 'none').as_uri()}@{commit}", WHOLE, tmp_path / "fetched")
+    assert [p.name for p in (tmp_path / "fetched").iterdir()] == [folder.name]
