@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from helpers.completions_server import CompletionsServer
-from helpers.local_tasks import chunk_text, question_text, write_corpus
+from helpers.local_tasks import chunk_text, copy_current_events, evaluate, question_text, task_manager, write_corpus
 from helpers.tiny_models import make_tiny
 from lm_eval.api.instance import Instance
 
@@ -49,7 +49,9 @@ def ask(i, kind="loglikelihood", second=" Abe Ash"):
     return Instance(kind, doc=doc, arguments=(f"Question: {question_text(i)}\nAnswer:", second), idx=0)
 
 
-@pytest.mark.parametrize("more", [{}, {"batch_size": 2}, {"num_concurrent": 2}, {"fusion": "rag-token"}])
+@pytest.mark.parametrize(
+    "more", [{}, {"batch_size": 2}, {"num_concurrent": 2}, {"tokenized_requests": False}, {"fusion": "rag-token"}]
+)
 def test_prompts_and_scores_are_rag_hfs(make, more):
     ours = {name: value for name, value in more.items() if name == "fusion"}
     here, there = [ask(0), ask(1), ask(2)], [ask(0), ask(1), ask(2)]
@@ -102,3 +104,20 @@ def test_arguments_all_at_once_and_before_anything(make):
     assert len(caught.value.problems) == 5
     with pytest.raises(ModelError, match="gave no usable answer"):
         make(base_url="http://127.0.0.1:9/v1/completions", corpus="/no/such")
+
+
+def test_under_lm_eval_a_task_has_rag_hfs_samples(place, server):
+    server.faults.clear()
+    folder = make_tiny("qwen3", place / "models")
+    if not (place / "ours").exists():
+        copy_current_events(place / "ours")
+    ours = {"retriever": "bm25", "k": 2, "corpus": str(place / "corpus")}
+    own = {"model": "tiny", "tokenizer": folder, "base_url": server.url}
+    manager = task_manager(place / "ours")
+    here = evaluate("rag-local-completions", {**own, **ours}, ["current_events"], manager, limit=2)
+    there = evaluate("rag-hf", {"pretrained": folder, **ours}, ["current_events"], manager, limit=2)
+    assert here["config"]["kinject"]["tasks"] == there["config"]["kinject"]["tasks"]
+    for mine, theirs in zip(here["samples"]["current_events"], there["samples"]["current_events"], strict=True):
+        assert mine["arguments"] == theirs["arguments"]
+        scores = [[float(one[0]) for (one,) in sample["resps"]] for sample in (mine, theirs)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
