@@ -27,7 +27,10 @@ from lm_eval_kinject.log import log
 DISTRIBUTION = "lm-eval-kinject"
 DISABLE_VARIABLE = "LM_EVAL_KINJECT_DISABLE"
 ENTRY_POINT_GROUP = "lm_eval.models"
-MODELS = {"rag-hf": "lm_eval_kinject.models.rag_hf:RagHFLM"}
+MODELS = {
+    "rag-hf": "lm_eval_kinject.models.rag_hf:RagHFLM",
+    "rag-local-completions": "lm_eval_kinject.models.rag_api:RagLocalCompletionsLM",
+}
 """Name of each model type in lm_eval, and where its class is."""
 
 LAST_WITHOUT_ENTRY_POINTS = (0, 4, 13)

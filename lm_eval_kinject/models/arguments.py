@@ -1,4 +1,4 @@
-"""The arguments of ``rag-hf``: which are ours, which are lm_eval's, and everything that is wrong with them at once.
+"""The arguments of our model types: which are ours, which are lm_eval's, and everything that is wrong at once.
 
 What it is for: `split` takes all of ``--model_args`` apart before anything is loaded, so that a typo costs a second
 and not an hour. What it does not do: it loads no model, corpus or index, so it can't say whether these fit together.
@@ -6,7 +6,7 @@ and not an hour. What it does not do: it loads no model, corpus or index, so it 
 The one idea: lm_eval's ``hf`` hands every name it doesn't know on to ``from_pretrained``, where a misspelt name may be
 ignored without a word. Here a name must be one of ours, one of ``hf``'s own (read from its signature), or a known
 keyword of ``from_pretrained``; anything else is an error. ``model_kwargs``, a dictionary in JSON model_args, passes
-on what this list doesn't know.
+on what this list doesn't know. What is so for ``rag-hf`` another `Engine` says for another model type.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.models import hf_arguments
+from lm_eval_kinject.models.engine import Engine
 from lm_eval_kinject.models.pipeline import SLOTS, Pipeline
 from lm_eval_kinject.stages import (
     Line,
@@ -34,9 +35,7 @@ from lm_eval_kinject.stages import (
     text,
 )
 
-__all__ = ["ALL_SLOTS", "FROM_PRETRAINED", "WHERE", "RagArguments", "argument_table", "split"]
-
-WHERE = "the arguments of rag-hf (--model_args)"
+__all__ = ["ALL_SLOTS", "FROM_PRETRAINED", "HF", "WHERE", "RagArguments", "argument_table", "split"]
 
 FROM_PRETRAINED = frozenset(
     {
@@ -53,6 +52,18 @@ FROM_PRETRAINED = frozenset(
     }
 )  # fmt: skip
 """Names that ``hf`` passes on to ``from_pretrained`` and that mean something there (transformers 5)."""
+
+HF = Engine(
+    type="rag-hf",
+    problems=lambda own, ours: hf_arguments.problems(own),
+    passes_on=FROM_PRETRAINED,
+    hands_to="from_pretrained",
+    adapter_excludes=("peft", "delta"),
+    shared=True,
+)
+"""lm_eval's ``hf``: what a model type is taken for that says nothing else."""
+
+WHERE = HF.where
 
 _SECRETS = ("token", "hf_token", "use_auth_token", "auth_token", "api_key", "access_token")
 
@@ -106,90 +117,101 @@ class RagArguments:
 
 @dataclass(frozen=True)
 class Split:
-    """What `split` returns: `rag` are ours, `hf` goes to lm_eval's ``hf`` as it is (``pretrained`` may be missing)."""
+    """What `split` returns: `rag` are ours, `hf` goes to the host class as it is (``pretrained`` may be missing)."""
 
     rag: RagArguments
     hf: dict[str, Any]
 
 
-def split(given: Mapping[str, Any], hf_names: Collection[str]) -> Split:
+def split(given: Mapping[str, Any], names: Collection[str], engine: Engine = HF, *, loaded: bool = False) -> Split:
     """Takes the arguments apart and checks ours.
 
     Args:
         given: names and values as lm_eval parsed them (it turns ``none`` into None, ``3`` into an int).
-        hf_names: the parameters of lm_eval's ``HFLM.__init__``, without ``self`` and ``kwargs``.
+        names: the parameters of the host class's ``__init__``, without ``self`` and ``kwargs``.
+        engine: what else is known of the model type.
+        loaded: the model is there already, so only arguments of ours are asked for.
 
     Raises:
         ArgumentError: with all problems that there are.
     """
     problems: list[str] = []
-    hf: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     ours: dict[str, Any] = {}
     known = known_arguments(ALL_SLOTS)
     for name, value in given.items():
-        if problem := _refused(name):
+        if problem := _refused(name, engine):
             problems.append(problem)
         elif name in known:
             ours[name] = value
-        elif name == "model_kwargs":
-            problems += _escape(value, hf)
-        elif name in hf_names or name in FROM_PRETRAINED:
-            hf[name] = value
+        elif name == "model_kwargs" and engine.hands_to and not loaded:
+            problems += _escape(value, own, engine)
+        elif not loaded and (name in names or name in engine.passes_on):
+            own[name] = value
         else:
-            problems.append(_unknown(name, {*known, *hf_names}))
+            problems.append(_unknown(name, {*known, *names}, engine))
     stages, wrong = assemble(ALL_SLOTS, ours)
     problems += wrong
-    problems += _contradictions(ours, hf)
-    problems += hf_arguments.problems(hf)
+    problems += _contradictions(ours, own, engine)
+    problems += engine.limits(ours)
+    if not loaded:
+        problems += engine.problems(own, ours)
     if problems:
-        raise ArgumentError(problems, WHERE)
-    return Split(_build(stages), hf)
+        raise ArgumentError(problems, engine.where)
+    return Split(_build(stages, engine), own)
 
 
 # Names ----------------------------------------------------------------------------------------------------------------
 
 
-def _refused(name: str) -> str | None:
+def _refused(name: str, engine: Engine) -> str | None:
     """Why an argument is refused whatever its value, or None."""
     if name in _SECRETS:
         return (
             f"{name}=: lm_eval writes model_args into its log and results, so a secret must not stand there; remove it "
-            "and set the environment variable HF_TOKEN (or run `hf auth login`)"
+            f"and {engine.secret}"
         )
     return None
 
 
-def _unknown(name: str, known: Collection[str]) -> str:
+def _unknown(name: str, known: Collection[str], engine: Engine) -> str:
+    escape = ("model_kwargs",) if engine.hands_to else ()
+    said = f"{name}= is unknown{near(name, {*known, *engine.passes_on, *escape})}; remove or correct it"
+    if not engine.hands_to:
+        return said
     return (
-        f"{name}= is unknown{near(name, {*known, *FROM_PRETRAINED, 'model_kwargs'})}; remove or correct it (what only "
-        'from_pretrained knows goes into model_kwargs of JSON model_args: {"model_kwargs": {…}})'
+        f"{said} (what only {engine.hands_to} knows goes into model_kwargs of JSON model_args: "
+        '{"model_kwargs": {…}})'
     )
 
 
-def _escape(value: Any, hf: dict[str, Any]) -> list[str]:
+def _escape(value: Any, own: dict[str, Any], engine: Engine) -> list[str]:
     if not isinstance(value, Mapping):
         return ['model_kwargs must be a dictionary; pass it in JSON model_args: {"model_kwargs": {"name": value}}']
-    secret = [f"model_kwargs: {problem}" for name in value if (problem := _refused(name)) and name in _SECRETS]
-    hf.update({str(name): v for name, v in value.items() if name not in _SECRETS})
+    secret = [f"model_kwargs: {problem}" for name in value if (problem := _refused(name, engine))]
+    own.update({str(name): v for name, v in value.items() if name not in _SECRETS})
     return secret
 
 
 # Together -------------------------------------------------------------------------------------------------------------
 
 
-def _contradictions(ours: Mapping[str, Any], hf: Mapping[str, Any]) -> list[str]:
-    return [
+def _contradictions(ours: Mapping[str, Any], own: Mapping[str, Any], engine: Engine) -> list[str]:
+    found = [
         f"adapter= and {other}= exclude each other; remove one of the two"
-        for other in ("peft", "delta")
-        if ours.get("adapter") and hf.get(other)
+        for other in engine.adapter_excludes
+        if ours.get("adapter") and own.get(other)
     ]
+    if ours.get("scorer") == "shared" and not engine.shared:
+        found.append(f"scorer=shared reads a model in this process, and {engine.type} has none; remove it")
+    return found
 
 
-def _build(stages: Mapping[str, Any]) -> RagArguments:
+def _build(stages: Mapping[str, Any], engine: Engine) -> RagArguments:
     """Fills in the default that depends on another stage."""
     pipeline = Pipeline(**{name: stages[name] for name in SLOTS})
     scoring: Scoring = stages["scoring"]
-    usual = "shared" if pipeline.search.k > 0 else "harness"
+    usual = "shared" if pipeline.search.k > 0 and engine.shared else "harness"
     return RagArguments(pipeline, scoring.adapter, scoring.scorer or usual)
 
 

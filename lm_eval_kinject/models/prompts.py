@@ -32,7 +32,6 @@ from lm_eval_kinject.context.compose import Composer, Composition
 from lm_eval_kinject.context.route import Again, marker_for
 from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.models import task_hook
-from lm_eval_kinject.models.arguments import WHERE
 from lm_eval_kinject.models.host import Host
 from lm_eval_kinject.models.pipeline import Pipeline
 from lm_eval_kinject.records import Hit, Query, Trace
@@ -194,7 +193,7 @@ class PromptWriter:
             raise ArgumentError(
                 f"corpus= is missing: the task {instance.task_name} declares no corpus of its own; pass "
                 "corpus=PATH (a folder or file), a Hub dataset id or a bundled name, or k=0",
-                WHERE,
+                self._library.where,
             )
         return spec
 

@@ -11,7 +11,6 @@ host class's own; everything else lives in `PromptWriter`.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ from lm_eval_kinject.context.route import Again
 from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.log import log
 from lm_eval_kinject.models import ending, task_hook
-from lm_eval_kinject.models.arguments import WHERE, RagArguments, split
+from lm_eval_kinject.models.arguments import HF, RagArguments, split
+from lm_eval_kinject.models.engine import Engine, parameters_of
 from lm_eval_kinject.models.pipeline import SLOTS
 from lm_eval_kinject.models.prompts import PromptWriter, mark_on
 from lm_eval_kinject.models.results import Figure, check_complete, figure_of, figures, ties
@@ -62,24 +62,56 @@ class RagMixin(_Base):
     world_size: int
     """Of lm_eval's model: processes that evaluate together."""
 
+    engine: Engine = HF
+    """What is known of the model type before it is loaded; a subclass names its own."""
+
+    needs_messages = False
+    """Whether prompts must come from ``--apply_chat_template``."""
+
     def __init__(self, pretrained: Any = None, **arguments: Any) -> None:
         ending.install()
         if pretrained is not None:
             arguments["pretrained"] = pretrained
-        parameters = inspect.signature(self.host_class.__init__).parameters.values()
-        names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"}
-        parted = split(arguments, names)
+        usual, where = parameters_of(self.host_class), self.engine.where
+        parted = split(arguments, usual, self.engine)
         stages = parted.rag.pipeline
         if parted.rag.k == 0 and (idle := _idle(arguments)):
             log.info("With k=0 nothing is retrieved, so this has no effect: %s.", ", ".join(idle))
-        library = Library(stages.search, stages.rerank, stages.probe, "cpu", WHERE, stages.route.depth)
+        if self.engine.connects:
+            self._load_host(parted.rag, parted.hf, usual)
+        library = Library(stages.search, stages.rerank, stages.probe, "cpu", where, stages.route.depth)
         if stages.search.k > 0 and stages.search.corpus is not None:
             # what is wrong with it is found before the model is loaded
             stages.route.check(library.corpus(stages.search.corpus), stages.search.k)
-        self.load(parted.rag, parted.hf, {p.name: p.default for p in parameters})
+        if not self.engine.connects:
+            self._load_host(parted.rag, parted.hf, usual)
         self._scorers: dict[str, Any] = {}
         library.device = self.encoder_device()
         self._take(parted.rag, library)
+
+    def _load_host(self, rag: RagArguments, arguments: dict[str, Any], usual: Mapping[str, Any]) -> None:
+        """Loads the model, and says what it can't give."""
+        self.load(rag, arguments, usual)
+        self._check_abilities(rag)
+        if not self.gives_log_probs:
+            log.warning(
+                "%s gives no log-probabilities of a prompt here: tasks of multiple choice will be refused; run tasks "
+                "of open answers (generate_until).",
+                self.engine.type,
+            )
+
+    def _check_abilities(self, rag: RagArguments) -> None:
+        """Refuses what the loaded model can't do.
+
+        Raises:
+            ArgumentError: a fusion marginalises log-probabilities, and there are none.
+        """
+        if rag.pipeline.fusion.several and not self.gives_log_probs:
+            raise ArgumentError(
+                f"fusion={rag.pipeline.fusion.name} adds up log-probabilities, which this model doesn't give; pass "
+                "fusion=concat",
+                self.engine.where,
+            )
 
     def _take(self, rag: RagArguments, library: Library) -> None:
         """Begins with these arguments: nothing asked, nothing written, nothing scored yet."""
@@ -122,13 +154,14 @@ class RagMixin(_Base):
             ArgumentError: an argument is none of ours, or unsound.
         """
         if arguments.get("adapter") is not None:
-            raise ArgumentError("adapter= decides what is loaded; load a model with it", WHERE)
-        rag = split(arguments, ()).rag
+            raise ArgumentError("adapter= decides what is loaded; load a model with it", self.engine.where)
+        rag = split(arguments, (), self.engine, loaded=True).rag
+        self._check_abilities(rag)
         stages = rag.pipeline
         other = copy.copy(self)
         device, shelf = self._library.device, self._library.shelf
-        more = stages.route.depth
-        other._take(rag, Library(stages.search, stages.rerank, stages.probe, device, WHERE, more, shelf=shelf))
+        where, more = self.engine.where, stages.route.depth
+        other._take(rag, Library(stages.search, stages.rerank, stages.probe, device, where, more, shelf=shelf))
         return other
 
     # What lm_eval calls ---------------------------------------------------------------------------------------------
@@ -145,7 +178,7 @@ class RagMixin(_Base):
             ending.install()
             raise ArgumentError(
                 [f"{name}= has an option of its own; remove it, and write --{name} {arg_dict[name]}" for name in twice],
-                WHERE,
+                cls.engine.where,
             )
         return super().create_from_arg_obj(arg_dict, additional_config)  # type: ignore[misc]
 
@@ -164,7 +197,13 @@ class RagMixin(_Base):
         return self._answer("loglikelihood", requests, kwargs)
 
     def generate_until(self, requests: list[Any], **kwargs: Any) -> list[str]:
-        """Generates, with retrieved text in the contexts; see lm_eval's ``LM.generate_until``."""
+        """Generates, with retrieved text in the contexts; see lm_eval's ``LM.generate_until``.
+
+        Raises:
+            ArgumentError: the host takes messages, and these are prompts.
+        """
+        if self.needs_messages and any(isinstance(request.args[0], str) for request in requests):
+            raise ArgumentError("a chat endpoint takes messages and no text; add --apply_chat_template", "the command")
         return self._answer("generate_until", requests, kwargs)
 
     def _answer(self, method: str, requests: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -312,7 +351,7 @@ class RagMixin(_Base):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm_eval adds to ``config`` of its results, after the evaluation: the host's, and ours as ``kinject``."""
-        info: dict[str, Any] = super().get_model_info()  # type: ignore[misc]
+        info: dict[str, Any] = getattr(super(), "get_model_info", dict)()  # not all of lm_eval's classes say anything
         stages = self.rag.pipeline
         tasks = figures(
             self._written.values(),

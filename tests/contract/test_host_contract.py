@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from helpers.completions_server import CompletionsServer
 from helpers.local_tasks import chunk_text, question_text, write_corpus
 from helpers.tiny_models import make_tiny
 from lm_eval.api.instance import Instance
@@ -17,6 +18,7 @@ from lm_eval.api.model import LM
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.models.host import Host
 from lm_eval_kinject.models.rag import RagMixin
+from lm_eval_kinject.models.rag_api import RagLocalCompletionsLM
 from lm_eval_kinject.models.rag_hf import RagHFLM
 
 
@@ -96,12 +98,22 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["rag-hf", "words"])
-def make(request, place):
+@pytest.fixture(scope="module")
+def server(place):
+    found = CompletionsServer(make_tiny("llama", place / "models"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(params=["rag-hf", "rag-local-completions", "words"])
+def make(request, place, server):
     def make(**arguments):
         given = {"retriever": "bm25", "k": 1, "corpus": str(place / "corpus"), "placement": "start", **arguments}
         if request.param == "words":
             return RagWords(**given)
+        if request.param == "rag-local-completions":
+            own = {"model": "tiny", "tokenizer": make_tiny("llama", place / "models"), "base_url": server.url}
+            return RagLocalCompletionsLM(**own, **given)
         return RagHFLM(pretrained=make_tiny("llama", place / "models"), device="cpu", **given)
 
     return make

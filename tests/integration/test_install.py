@@ -304,7 +304,10 @@ def test_models_are_registered_and_the_built_in_ones_are_untouched(installed: En
     print(json.dumps([held, lm_eval.models.MODEL_MAPPING, broken, f"{found.__module__}:{found.__name__}"]))
     """
     held, built_in, broken, found = installed.says(code)
-    assert held == built_in | {"rag-hf": "lm_eval_kinject.models.rag_hf:RagHFLM"}
+    assert held == built_in | {
+        "rag-hf": "lm_eval_kinject.models.rag_hf:RagHFLM",
+        "rag-local-completions": "lm_eval_kinject.models.rag_api:RagLocalCompletionsLM",
+    }
     assert "lm_eval_kinject.models.rag_hf" in broken
     assert found == "lm_eval_kinject.models.rag_hf:RagHFLM"
     off = "import lm_eval.models, lm_eval.api.registry as r, json; print(json.dumps('rag-hf' in r.model_registry))"
@@ -320,6 +323,7 @@ def test_entry_points_are_declared_for_later_releases(installed: Environment) ->
     """
     assert installed.says(code) == [
         ["lm_eval.models", "rag-hf", "lm_eval_kinject.models.rag_hf:RagHFLM"],
+        ["lm_eval.models", "rag-local-completions", "lm_eval_kinject.models.rag_api:RagLocalCompletionsLM"],
         ["console_scripts", "kinject", "lm_eval_kinject.cli:main"],
     ]
     assert (installed.folder / "bin" / "kinject").exists()

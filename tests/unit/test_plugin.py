@@ -118,8 +118,11 @@ def test_registration_is_idempotent_and_leaves_the_built_in_models(monkeypatch):
     before = dict(model_registry.items())
     plugin.on_import("lm_eval.models")
     assert dict(model_registry.items()) == before
-    assert set(before) >= {*models.MODEL_MAPPING, "rag-hf"}
-    assert {name for name, held in before.items() if "kinject" in str(held)} == {"rag-hf"}
+    assert set(before) >= {*models.MODEL_MAPPING, *plugin.MODELS}
+    assert {name for name, held in before.items() if "kinject" in str(held)} == {
+        "rag-hf",
+        "rag-local-completions",
+    }
 
 
 def test_where_entry_points_are_read_the_placeholder_is_the_same_entry_point(monkeypatch):
