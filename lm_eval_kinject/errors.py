@@ -1,6 +1,6 @@
 """The few exception types of this package.
 
-Every message says what was wrong, where, and what to do about it. Libraries raise these; only `cli.py` (and, under
+Every message says what was wrong, where, and what to do about it. Libraries raise these; only `cli/` (and, under
 `lm_eval`, which catches nothing, `models/ending.py`) shows them to a person.
 """
 

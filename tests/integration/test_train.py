@@ -23,7 +23,7 @@ from kinject_trainer.errors import TrainingError
 from kinject_trainer.recipe import Recipe, untested
 
 import lm_eval_kinject.models.rag_hf  # noqa: F401
-from lm_eval_kinject import cli
+from lm_eval_kinject.cli import training as cli
 from lm_eval_kinject.errors import ArgumentError, CorpusError, ModelError
 from lm_eval_kinject.provenance import fingerprint_folder, read_json
 

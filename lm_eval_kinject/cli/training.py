@@ -1,0 +1,38 @@
+"""`kinject train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lm_eval_kinject.cli.shell import app, say
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="a recipe's YAML file, or the name of a bundled one")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="folder of the result; default: runs/NAME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the unfinished run in that folder")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print counts, steps, time and memory; train nothing")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over the recipe's, repeatable")
+    ] = None,
+) -> None:
+    """Continue a model's pretraining on a corpus, as a recipe says; killed runs go on with --resume."""
+    from kinject_trainer.command import train as run
+
+    result = run(recipe, out=out, resume=resume, dry_run=dry_run, overrides=overrides or (), say=say)
+    if result.estimate is not None:
+        print("\n".join(result.estimate.lines()))
+        return
+    base = result.record["base"]["name"]
+    loads = "" if base == "reader" else f"pretrained={base if '/' in base else 'BASE'},"
+    how = "pretrained" if result.record["recipe"]["method"] == "full" else f"{loads}peft"
+    print(f"{result.folder} {'was finished before' if result.already else 'is finished'}. Score it:")
+    print(f"  lm_eval --model rag-hf --model_args {how}={result.folder},k=0 --tasks current_events_cloze")
+    if "=BASE," in how:
+        print("BASE is the folder of the base model.")
