@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 import lm_eval_kinject.models.rag_hf  # noqa: F401
 from lm_eval_kinject.corpus import load_corpus
 
-TASKS = ("current_events", "current_events_cloze")
+TASKS = ("current_events", "current_events_cloze", "current_events_gen")
 PINS = json.loads((ROOT / "tests" / "gold" / "lab.json").read_text())  # `make lab` writes it
 
 

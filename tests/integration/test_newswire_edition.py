@@ -69,6 +69,8 @@ def test_its_tasks_are_the_bundled_ones_but_for_names(command: dict[str, str]) -
             "newswire_7_cloze.yaml",
             {"task: current_events_cloze": "task: newswire_7_cloze"},
         ),
+        "_generate_yaml": ("_generate_yaml", {}),
+        "current_events_gen.yaml": ("newswire_7_gen.yaml", {"task: current_events_gen": "task: newswire_7_gen"}),
     }
     assert {f.name for f in ours.iterdir() if f.is_file()} == {name for name, _ in changed.values()}
     for theirs, (name, lines) in changed.items():
@@ -97,6 +99,7 @@ def test_edition_2_asks_questions_that_take_two_chunks(
     assert said[-1].endswith("--include_path news --tasks newswire2_7_cloze,newswire2_7_multihop_cloze")
 
     tasks = ["newswire2_7", "newswire2_7_cloze", "newswire2_7_multihop", "newswire2_7_multihop_cloze"]
+    tasks.append("newswire2_7_multihop_gen")
     manager = TaskManager(include_defaults=False, include_path="news")
     result = evaluate("rag-hf", {"retriever": "bm25", "k": 3}, tasks, manager, limit=6, num_fewshot=1)
     corpus = load_corpus("news/corpus")

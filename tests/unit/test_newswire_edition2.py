@@ -421,10 +421,13 @@ def test_too_few_consequences_to_find_wrong_options(small: Edition) -> None:
 
 def test_a_written_edition_2_says_so(tmp_path: Path, small: Edition) -> None:
     names = write_edition(small, tmp_path)
-    assert names == ("newswire2_5", "newswire2_5_cloze", "newswire2_5_multihop", "newswire2_5_multihop_cloze")
+    assert names == tuple(
+        f"newswire2_5{end}" for end in ("", "_cloze", "_gen", "_multihop", "_multihop_cloze", "_multihop_gen")
+    )
     assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {
         "dataset.py",
         "_common_yaml",
+        "_generate_yaml",
         "_multihop_yaml",
         *(f"{name}.yaml" for name in names),
     }
@@ -433,6 +436,9 @@ def test_a_written_edition_2_says_so(tmp_path: Path, small: Edition) -> None:
     assert multihop == common.replace("data/", "data/multihop_").replace("gold: source_chunk", "gold: source_chunks")
     assert "include: _multihop_yaml\n" in (tmp_path / "newswire2_5_multihop.yaml").read_text()
     assert "include: _common_yaml\n" in (tmp_path / "newswire2_5_cloze.yaml").read_text()
+    assert (
+        "include:\n  - _multihop_yaml\n  - _generate_yaml\n" in (tmp_path / "newswire2_5_multihop_gen.yaml").read_text()
+    )
     card = (tmp_path / "corpus" / "README.md").read_text()
     assert "# Newswire, edition 2, seed 5\n" in card
     assert "`kinject corpus newswire --seed 5 --events 410 --edition 2`" in card
@@ -455,7 +461,8 @@ def test_an_edition_takes_the_place_of_the_bundled_one_and_makes_room_again(
     assert bundled_edition(folder) == 1
 
     names = bundle_edition(small, folder)
-    assert names == tuple(f"current_events{end}" for end in ("", "_cloze", "_multihop", "_multihop_cloze"))
+    ends = ("", "_cloze", "_gen", "_multihop", "_multihop_cloze", "_multihop_gen")
+    assert names == tuple(f"current_events{end}" for end in ends)
     assert bundled_edition(folder) == 2
     for name in names:
         assert f"task: {name}\n" in (folder / f"{name}.yaml").read_text()

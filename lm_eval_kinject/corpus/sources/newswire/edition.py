@@ -262,8 +262,8 @@ def write_edition(edition: Edition, folder: Path) -> tuple[str, ...]:
     """Write an edition's Parquet files, its card and its lm_eval tasks below ``folder`` (created if missing).
 
     Returns:
-        The names of the tasks, for lm_eval's ``--tasks`` with ``--include_path FOLDER``: option letters, option texts;
-        since edition 2 the same two for questions that take two chunks.
+        The names of the tasks, for lm_eval's ``--tasks`` with ``--include_path FOLDER``: option letters, option texts,
+        open answers; since edition 2 the same three for questions that take two chunks.
 
     Raises:
         CorpusError: the folder holds an edition already, or can't be written.
@@ -347,7 +347,8 @@ def _task_files(edition: Edition, bundled: Path | None = None) -> tuple[tuple[st
         bundled: where they are the bundled tasks themselves, with their own names and corpus.
     """
     theirs = bundled or tasks_dir() / _BUNDLED_TASK
-    files = {name: (theirs / name).read_text(encoding="utf-8") for name in ("dataset.py", "_common_yaml")}
+    shared = ("dataset.py", "_common_yaml", "_generate_yaml")
+    files = {name: (theirs / name).read_text(encoding="utf-8") for name in shared}
     common = _VERSION.sub(f"  version: {edition.edition}.0", files["_common_yaml"])
     if bundled is None:
         common = _renamed(common, f"corpus: {_BUNDLED_TASK}", "corpus: corpus")
@@ -362,10 +363,10 @@ def _task_files(edition: Edition, bundled: Path | None = None) -> tuple[tuple[st
         files["_multihop_yaml"] = common
     names: list[str] = []
     for variant, include in variants.items():
-        for suffix in ("", "_cloze"):
+        for suffix, line in (("", "include: {}"), ("_cloze", "include: {}"), ("_gen", "- {}")):
             template = _BUNDLED_TASK + suffix
             text = (theirs / f"{template}.yaml").read_text(encoding="utf-8")
-            text = _renamed(text, "include: _common_yaml", f"include: {include}")
+            text = _renamed(text, line.format("_common_yaml"), line.format(include))
             names.append(ours + variant + suffix)
             files[f"{names[-1]}.yaml"] = _renamed(text, f"task: {template}", f"task: {names[-1]}")
     return tuple(names), files
