@@ -1,5 +1,6 @@
 # All set-up goes through `make venv`: a virtual environment in .venv, from a bare clone, with only Python (3.10 or
-# later), pip and make on the machine. Nothing outside this folder is changed but pip's own download cache.
+# later), pip and make on the machine. Nothing outside this folder is changed but pip's own download cache, and by
+# `make test` as root on a Debian: a browser and tesseract are installed for the tests that drive them.
 #
 #   make demo    see the product work: no network beyond the package index, no GPU, no account
 #   make lab     everything published about the lab, made again from an edition (hours; see benchmarks/make_lab.py)
@@ -49,6 +50,7 @@ lint: venv
 	$(BIN)/lint-imports
 
 test: lint
+	@tests/tools.sh
 	@echo "== pytest"
 	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
 

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from lm_eval_kinject.corpus.sources.files import read_path
 from lm_eval_kinject.corpus.sources.left_out import LeftOut
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.records import Document
+
+TESSERACT = shutil.which("tesseract")
 
 ARTICLE = (
     "<html><head><title>The tide mill</title><script>var secret = 'no text';</script><style>p {color: red}</style>"
@@ -85,6 +88,25 @@ def test_scanned_pages_are_read_by_tesseract(tmp_path: Path, monkeypatch: pytest
     corpus = load_corpus(tmp_path / "in")
     assert [c.text for c in corpus.chunks] == ["Written words are on this page.\n\nRead by -l deu."]
     assert corpus.counts == {"documents": 1, "cut": 0, "files": 1, "left_out": 0, "pages_by_ocr": 1}
+
+
+@pytest.mark.skipif(TESSERACT is None, reason="needs tesseract (on Debian: apt-get install tesseract-ocr)")
+def test_a_scan_is_read_by_the_real_tesseract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of text is made a picture, and the picture a page."""
+    import fpdf
+    import pypdfium2
+
+    said = "The tide mill at Harwick stood idle for twenty years."
+    written = pypdfium2.PdfDocument(pdf(tmp_path / "written.pdf", said))
+    picture = written[0].render(scale=3).to_pil()
+    made = fpdf.FPDF()
+    made.add_page()
+    made.image(picture, x=0, y=0, w=made.w)
+    made.output(str(tmp_path / "scan.pdf"))
+    assert TESSERACT is not None
+    monkeypatch.setenv("PATH", f"{Path(TESSERACT).parent}:/usr/bin:/bin")
+    (document,) = texts(tmp_path / "scan.pdf")
+    assert " ".join(document.text.split()) == said
 
 
 @pytest.mark.parametrize("script", [None, "exit 1"])
