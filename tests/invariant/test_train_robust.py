@@ -74,7 +74,7 @@ def test_an_explicit_row_by_hand():
         "Read with care.\n\nThe mill\nRain fell all night. Anna Berg opened the mill.\n\n"
         "Cal Cole opened the old bridge.\n\nQuestion: Who opened the mill?\nRelevance:"
     )
-    target = " The passage that says “Anna Berg opened the mill.” is relevant, and the other is not.\nAnswer: Anna Berg"
+    target = ' The passage that says "Anna Berg opened the mill." is relevant, and the other is not.\nAnswer: Anna Berg'
     before = [1, *tokenizer.encode(prompt, add_special_tokens=False)]
     ids = [*tokenizer.encode(target, add_special_tokens=False), 2]
     item = labels_of(made(asked, tokenizer, 300), 300)
@@ -102,11 +102,11 @@ def test_the_prompt_ends_as_the_cloze_task_does():
 def test_what_is_relevant():
     """By the source's id where there is one, by the answer where there isn't; the rest is counted."""
     assert relevance(WHO._replace(gold="bridge"), CHUNKS) == (
-        "The passage that says “Cal Cole opened the old bridge.” is relevant, and the other 2 are not."
+        'The passage that says "Cal Cole opened the old bridge." is relevant, and the other 2 are not.'
     )
     assert relevance(WHO._replace(gold="gone"), CHUNKS) == "None of the passages answers the question."
     assert relevance(WHO._replace(answer="OPENED", gold=""), CHUNKS[:2]) == (
-        "The passages that say “Anna Berg opened the mill.” and “Cal Cole opened the old bridge.” are relevant."
+        'The passages that say "Anna Berg opened the mill." and "Cal Cole opened the old bridge." are relevant.'
     )
     # Whole words: “Berg” isn't in “Bergen”.
     assert relevance(Question("q", "?", "Ann"), CHUNKS) == "None of the passages answers the question."
@@ -213,7 +213,7 @@ def recipe_file(place, name, **changes):
 
 
 def test_killed_and_resumed_it_has_the_same_bits(place, tmp_path):
-    recipe = recipe_file(place, "explicit", questions={"form": "explicit"}, checkpoint_every=2, forgetting=True)
+    recipe = recipe_file(place, "explicit", questions={"form": "explicit"}, checkpoint_every=2)
     assert run(recipe, tmp_path / "whole") == 0
     assert run(recipe, tmp_path / "killed", kill="update 3") == -signal.SIGKILL
     assert run(recipe, tmp_path / "killed", resume=True) == 0
@@ -229,6 +229,7 @@ def test_killed_and_resumed_it_has_the_same_bits(place, tmp_path):
     assert "5 questions of `dev.jsonl`" in card
     assert "2.0 chunks in front of each, the source among them for 5 of 5" in card
     assert "further wordings" not in card
+    assert "pretrained=RUN,retriever=bm25,k=2 --tasks" in card
     assert str(place[0]) not in card + json.dumps(record)
 
 

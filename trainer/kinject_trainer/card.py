@@ -13,7 +13,7 @@ import yaml
 
 from kinject_trainer.recipe import OLDER_NEWS, to_run_again
 
-__all__ = ["write_card"]
+__all__ = ["scored_with", "write_card"]
 
 _LOFTQ = """
 **This adapter doesn't belong to the base as published.** LoftQ replaced the base's weights by weights rounded to 4 bits
@@ -203,22 +203,30 @@ def _trials(record: Mapping[str, Any]) -> str:
     )
 
 
+def scored_with(recipe: Mapping[str, Any]) -> str:
+    """The retrieval that a result is to be scored with, as model arguments: none, or that which it was trained with."""
+    asked = recipe.get("questions")
+    return "k=0" if asked is None else f"retriever={asked['retriever']},k={asked['k']}"
+
+
 def _use(record: Mapping[str, Any], adapter: bool) -> str:
     base = record["base"]["name"]
+    retrieved = scored_with(record["recipe"])
     where = "RUN is this folder" + (", BASE the folder of the base model" if "/" not in base else "")
     loads = base if "/" in base else "BASE"
     if adapter:
         pretrained = "" if base == "reader" else f"pretrained={loads},"
         return (
             f"## Use\n\n{where}.\n\n```\n"
-            f"lm_eval --model rag-hf --model_args {pretrained}peft=RUN,k=0 --tasks current_events_cloze\n```\n\n"
+            f"lm_eval --model rag-hf --model_args {pretrained}peft=RUN,{retrieved} --tasks current_events_cloze\n"
+            "```\n\n"
             "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
             f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{loads}"), "RUN")\n```\n'
             + (_LOFTQ if record["recipe"]["method"] == "loftq" else "")
         )
     return (
         "## Use\n\nRUN is this folder.\n\n```\n"
-        "lm_eval --model rag-hf --model_args pretrained=RUN,k=0 --tasks current_events_cloze\n```\n\n"
+        f"lm_eval --model rag-hf --model_args pretrained=RUN,{retrieved} --tasks current_events_cloze\n```\n\n"
         "```python\nfrom transformers import AutoModelForCausalLM\n\n"
         'model = AutoModelForCausalLM.from_pretrained("RUN")\n```\n'
     )

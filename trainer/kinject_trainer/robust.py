@@ -98,7 +98,7 @@ def relevance(question: Question, chunks: Sequence[Chunk]) -> str:
     said = []
     for chunk in right:
         parts = sentences(chunk.text)
-        said.append(f"“{next((part for part in parts if words.search(part)), parts[0])}”")
+        said.append(f'"{next((part for part in parts if words.search(part)), parts[0])}"')
     others = len(chunks) - len(right)
     which = "passage that says" if len(right) == 1 else "passages that say"
     rest = "" if not others else ", and the other is not" if others == 1 else f", and the other {others} are not"
