@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import signal
 
-import jinja2
 import pytest
 import torch
-import yaml
-from helpers.local_tasks import PEOPLE, TOWNS
+from helpers.local_tasks import PEOPLE, TOWNS, evaluate
 from helpers.tiny_models import make_tiny, make_tokenizer
 from helpers.training import run, write_corpus, write_recipe
 from kinject_trainer.command import train
 from kinject_trainer.data import IDLE, Answers, Stream
 from kinject_trainer.questions import Question, read_questions
 from kinject_trainer.recipe import Questions
-from kinject_trainer.robust import exercises, prompt_end, relevance
+from kinject_trainer.robust import exercises, relevance
+from lm_eval.tasks import TaskManager
 
-from lm_eval_kinject.corpus import make_corpus
+from lm_eval_kinject.corpus import load_corpus, make_corpus
 from lm_eval_kinject.corpus.sources.files import Source
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.plugin import tasks_dir
@@ -93,10 +92,23 @@ def test_a_row_without_chunks_and_a_marker_in_a_chunk():
     assert item["input_ids"].tolist().count(2) == 1
 
 
-def test_the_prompt_ends_as_the_cloze_task_does():
-    task = yaml.safe_load((tasks_dir() / "current_events" / "current_events_cloze.yaml").read_text())
-    asked = jinja2.Template(task["doc_to_text"]).render(question=WHO.text)
-    assert prompt_end(WHO.text, "implicit") == asked == "Question: Who opened the mill?\nAnswer:"
+def test_a_row_is_what_rag_hf_scores(tmp_path):
+    """Question by question: the ids that lm_eval gets of rag-hf's prompt and the right option, then EOS."""
+    corpus, model = load_corpus("current_events"), make_tiny("llama", tmp_path)
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
+    arguments = {"pretrained": model, "retriever": "bm25", "k": 2, "max_length": 2048}
+    scored = evaluate("rag-hf", arguments, ["current_events_cloze"], manager, limit=3, log_samples=True)
+    samples = scored["samples"]["current_events_cloze"]
+    asked = [Question("q", s["doc"]["question"], s["doc"]["choices"][s["doc"]["answer"]]) for s in samples]
+    tokenizer = make_tokenizer("llama")
+    found = exercises(asked, BM25(corpus), tokenizer, Questions(source="-", k=2), 2048)
+    assert len(samples) == 3
+    for n, sample in enumerate(samples):
+        context, option = sample["arguments"][sample["doc"]["answer"]][:2]
+        assert context.endswith(f"Question: {asked[n].text}\nAnswer:")
+        ids = [*tokenizer.encode(context + option), 2]
+        assert found.store.tokens[n * 2048 :][: len(ids)].tolist() == ids
+        assert found.answers[n].tolist() == [len(tokenizer.encode(context)), len(ids)]
 
 
 def test_what_is_relevant():

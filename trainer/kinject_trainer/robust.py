@@ -39,7 +39,7 @@ from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.records import Chunk, Hit, Query
 from lm_eval_kinject.retrieval import Retriever, make_retriever
 
-__all__ = ["Exercises", "exercises", "exercises_of", "prompt_end", "relevance"]
+__all__ = ["Exercises", "exercises", "exercises_of", "relevance"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Exercises:
 # What is said ---------------------------------------------------------------------------------------------------------
 
 
-def prompt_end(question: str, form: str) -> str:
+def _prompt_end(question: str, form: str) -> str:
     """What stands behind the chunks; the target goes on from there."""
     return f"Question: {question}\n{'Answer' if form == 'implicit' else 'Relevance'}:"
 
@@ -124,7 +124,7 @@ class _Writer:
     def row(self, question: Question, hits: Sequence[Hit]) -> _Row:
         """Prompt and target are tokenized together and split where the prompt's tokens end, as lm_eval does."""
         chunks = self._composer.compose(hits, None, where=f"question {question.id}").text
-        prompt = f"{self._asked.instruction}{chunks}{prompt_end(question.text, self._asked.form)}"
+        prompt = f"{self._asked.instruction}{chunks}{_prompt_end(question.text, self._asked.form)}"
         target = f" {question.answer}"
         if self._asked.form == "explicit":
             target = f" {relevance(question, [hit.chunk for hit in hits])}\nAnswer:{target}"
