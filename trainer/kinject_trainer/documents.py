@@ -6,7 +6,7 @@ does not do: it cuts no blocks and knows no tokenizer.
 
 The one idea: a training document is one *wording* of one chunk, (chunk, number, text), where number 0 is the original;
 documents are read in passes over files and never collected, so a corpus may be larger than memory (``stream: true``).
-What is replayed is the exception: its chunks are held.
+What is replayed, and what is searched for questions (ft-robust), are the exceptions: their chunks are held.
 """
 
 from __future__ import annotations
