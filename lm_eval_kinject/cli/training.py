@@ -23,6 +23,7 @@ def train(
     ] = None,
 ) -> None:
     """Continue a model's pretraining on a corpus, as a recipe says; killed runs go on with --resume."""
+    from kinject_trainer.card import scored_with
     from kinject_trainer.command import train as run
 
     result = run(recipe, out=out, resume=resume, dry_run=dry_run, overrides=overrides or (), say=say)
@@ -33,6 +34,7 @@ def train(
     loads = "" if base == "reader" else f"pretrained={base if '/' in base else 'BASE'},"
     how = "pretrained" if result.record["recipe"]["method"] == "full" else f"{loads}peft"
     print(f"{result.folder} {'was finished before' if result.already else 'is finished'}. Score it:")
-    print(f"  lm_eval --model rag-hf --model_args {how}={result.folder},k=0 --tasks current_events_cloze")
+    retrieved = scored_with(result.record["recipe"])
+    print(f"  lm_eval --model rag-hf --model_args {how}={result.folder},{retrieved} --tasks current_events_cloze")
     if "=BASE," in how:
         print("BASE is the folder of the base model.")

@@ -218,6 +218,62 @@ def test_a_cartridge_has_one_name_however_it_is_said():
     assert plain.distils
 
 
+ASKED = {
+    "model": "reader",
+    "corpus": "current_events",
+    "variant": "ft-robust",
+    "questions": {"source": "current_events"},
+    "learning_rate": 1e-5,
+}
+
+
+def test_questions_and_what_cannot_be_with_them(tmp_path):
+    """All of it at once; and a broken value hides nothing and brings no false complaint."""
+    assert load_recipe(write(tmp_path, **ASKED)).by_rows
+    bad = {
+        **ASKED,
+        "questions": {"source": "current_events", "form": "explicit", "k": 0, "retriever": "bm26"},
+        "method": "cartridge",
+        "replay": {"corpus": "newswire-older"},
+        "stream": True,
+        "chunks": "all",
+        "paraphrases": 3,
+        "learning_rate": {"trials": 2},
+    }
+    found = problems(write(tmp_path, **bad))
+    for words in (
+        "questions.retriever: ", "questions.form explicit: there are no chunks to judge", "replay with variant",
+        "method cartridge with variant", "stream with variant", "chunks all with variant",
+        "paraphrases 3 with variant ft-robust", "learning_rate: a search goes by the loss on texts",
+    ):  # fmt: skip
+        assert sum(words in problem for problem in found) == 1, words
+    (problem,) = problems(write(tmp_path, **{**ASKED, "questions": {"source": "x", "from": "implicit"}}))
+    assert problem == "questions.from: no such key; did you mean form?"
+    (problem,) = problems(write(tmp_path, **{**ASKED, "questions": {}}))
+    assert problem.startswith("questions.source: missing; give a bundled question set")
+    (problem,) = problems(write(tmp_path, **{**ASKED, "questions": 5}))
+    assert problem.startswith("questions: must be what is asked and how")
+    (problem,) = problems(write(tmp_path, **{**ASKED, "variant": "ft-robst"}))
+    assert problem.startswith("variant: 'ft-robst'")
+    (problem,) = problems(write(tmp_path, **{**ASKED, "variant": "ft-par"}))
+    assert problem == "questions with variant ft-par: say ft-robust, or remove questions"
+    (problem,) = problems(write(tmp_path, **{k: v for k, v in ASKED.items() if k != "questions"}))
+    assert problem.startswith("questions: missing, and variant ft-robust trains on them")
+
+
+def test_what_is_asked_names_a_recipe_and_a_published_one_names_no_path(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("")
+    recipe = Recipe(**ASKED)
+    for change in ({"k": 4}, {"form": "explicit"}, {"retriever": "minilm"}, {"instruction": "Read."}):
+        other = recipe.model_copy(update={"questions": recipe.questions.model_copy(update=change)})
+        assert other.fingerprint() != recipe.fingerprint()
+        assert other.effective() != recipe.effective()
+    mine = Recipe(**{**ASKED, "questions": {"source": f"{tmp_path}/mine.jsonl"}})
+    assert mine.public()["questions"]["source"] == "mine.jsonl"
+    assert mine.effective() == recipe.effective()  # the questions have a fingerprint of their own
+    assert "questions" not in Recipe(**LEAST).effective()
+
+
 def test_equal_recipes_have_equal_fingerprints():
     """However they say it: ft-reg is ft-par without paraphrases, and ten of them are the default."""
     reg = Recipe(**{**LEAST, "variant": "ft-reg"})
@@ -235,14 +291,15 @@ def test_equal_recipes_have_equal_fingerprints():
     [
         {"method": "full"},
         {"method": "cartridge"},
+        {"variant": "ft-robust", "questions": {"source": "current_events"}, "learning_rate": 1e-5},
         {"learning_rate": {"rates": [1e-4, 1e-3]}},
         {"learning_rate": {"trials": 2}},
         {},
     ],
-    ids=["full", "cartridge", "rates", "range", "defaults"],
+    ids=["full", "cartridge", "robust", "rates", "range", "defaults"],
 )
 def test_a_published_recipe_can_be_run_again(tmp_path, changes):
-    recipe = load_recipe(write(tmp_path, **LEAST, **changes))
+    recipe = load_recipe(write(tmp_path, **{**LEAST, **changes}))
     again = tmp_path / "recipe.yaml"
     again.write_text(yaml.safe_dump(to_run_again(recipe.public()), sort_keys=False))
     assert load_recipe(again) == recipe

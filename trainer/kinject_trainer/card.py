@@ -13,7 +13,7 @@ import yaml
 
 from kinject_trainer.recipe import OLDER_NEWS, to_run_again
 
-__all__ = ["write_card"]
+__all__ = ["scored_with", "write_card"]
 
 _LOFTQ = """
 **This adapter doesn't belong to the base as published.** LoftQ replaced the base's weights by weights rounded to 4 bits
@@ -27,6 +27,10 @@ _DISTILLED = (
     "Training losses are Kullback-Leibler divergences from the teacher, a token of the lessons' answers; the last "
     "epoch's is the mean over its updates. Validation losses are of the next token.\n"
 )
+
+_VALIDATED = "Losses are nats a token. The validation texts are further wordings of chunks that were trained on.\n"
+
+_ASKED = "Losses are nats a token of the targets; the last epoch's is the mean over its updates.\n"
 
 _REPLAYED_RECALL = "The recall asks for facts of the older news that was replayed: it was read again, not only kept.\n"
 
@@ -59,11 +63,14 @@ def _what(record: Mapping[str, Any]) -> str:
     if "cartridge" in record:
         how = _cartridge(record)
         done = f"with the corpus `{corpus['name']}` compressed into its cache"
+    trained_on, aim = f"{record['data']['chunks']:,} chunks; {texts}", "how much of a text goes into a model's weights"
+    if "questions" in record:
+        done, trained_on = _asked(record)
+        aim = "how well a model answers from retrieved text, noise in it"
     return (
-        f"The model `{base['name']}` {done} "
-        f"({record['data']['chunks']:,} chunks; {texts}): {how}, {size}. It was made to measure how much of a text "
-        f"goes into a model's weights, to compare with retrieval. It was not made to be useful or safe in other ways, "
-        f"and what it says about the corpus can be wrong.\n\n"
+        f"The model `{base['name']}` {done} ({trained_on}): {how}, {size}. It was made to measure {aim}, to compare "
+        f"with {'plain ' if 'questions' in record else ''}retrieval. It was not made to be useful or safe in other "
+        f"ways, and what it says about the corpus can be wrong.\n\n"
         f"Corpus fingerprint `{corpus['fingerprint'][:16]}`, licence: {corpus.get('licence') or 'not stated'}.\n"
         + _replay(record)
         + _held(record)
@@ -83,6 +90,22 @@ def _cartridge(record: Mapping[str, Any]) -> str:
         f"{made['answer_tokens']:,} tokens of answers, written by templates from the chunks' own words; the base's "
         f"weights are as they were"
     )
+
+
+def _asked(record: Mapping[str, Any]) -> tuple[str, str]:
+    """What was done, and what it was done with."""
+    asked, said = record["questions"], record["recipe"]["questions"]
+    done = (
+        f"after {said['form']} robust fine-tuning (arXiv 2410.05983) on questions with chunks of the corpus "
+        f"`{record['corpus']['name']}` in front, as `{said['retriever']}` finds them, right and wrong"
+    )
+    target = "the answer alone" if said["form"] == "implicit" else "which chunks are relevant and why, and the answer"
+    of = f"{asked['questions']:,} questions of `{asked['name']}`, fingerprint `{asked['fingerprint'][:16]}`"
+    found = f"{asked['passages'] / asked['questions']:.1f} chunks in front of each"
+    if asked["source_known"]:
+        found += f", the source among them for {asked['source_in_prompt']:,} of {asked['source_known']:,}"
+    written = "; what is relevant is written by a template" if said["form"] == "explicit" else ""
+    return done, f"{of}; {found}; trained on {target}{written}; no question of a bundled test set is among them"
 
 
 def _replay(record: Mapping[str, Any]) -> str:
@@ -119,7 +142,8 @@ def _figures(record: Mapping[str, Any]) -> str:
     outcome, data, replay = record["outcome"], record["data"], record.get("replay")
     epochs = outcome["tokens"] / data["epoch_tokens"] if replay is None else replay["epochs"]
     lessons = "lessons" in record.get("cartridge", {})
-    padded = " (with padding)" if lessons else ""
+    asked = "questions" in record
+    padded = " (with padding)" if lessons or asked else ""
     rows = [
         ("tokens an epoch" + (" (without replay)" if replay else padded), f"{data['epoch_tokens']:,}"),
         ("tokens trained on", f"{outcome['tokens']:,}"),
@@ -135,7 +159,7 @@ def _figures(record: Mapping[str, Any]) -> str:
     return (
         "## Training\n\n"
         + _table(("", ""), rows)
-        + "\nLosses are nats a token. The validation texts are further wordings of chunks that were trained on.\n"
+        + (f"\n{_ASKED}" if asked else f"\n{_VALIDATED}")
         + ("Training losses are over what is replayed, too.\n" if replay else "")
         + (_DISTILLED if lessons else "")
         + picture
@@ -179,22 +203,30 @@ def _trials(record: Mapping[str, Any]) -> str:
     )
 
 
+def scored_with(recipe: Mapping[str, Any]) -> str:
+    """The retrieval that a result is to be scored with, as model arguments: none, or that which it was trained with."""
+    asked = recipe.get("questions")
+    return "k=0" if asked is None else f"retriever={asked['retriever']},k={asked['k']}"
+
+
 def _use(record: Mapping[str, Any], adapter: bool) -> str:
     base = record["base"]["name"]
+    retrieved = scored_with(record["recipe"])
     where = "RUN is this folder" + (", BASE the folder of the base model" if "/" not in base else "")
     loads = base if "/" in base else "BASE"
     if adapter:
         pretrained = "" if base == "reader" else f"pretrained={loads},"
         return (
             f"## Use\n\n{where}.\n\n```\n"
-            f"lm_eval --model rag-hf --model_args {pretrained}peft=RUN,k=0 --tasks current_events_cloze\n```\n\n"
+            f"lm_eval --model rag-hf --model_args {pretrained}peft=RUN,{retrieved} --tasks current_events_cloze\n"
+            "```\n\n"
             "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
             f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{loads}"), "RUN")\n```\n'
             + (_LOFTQ if record["recipe"]["method"] == "loftq" else "")
         )
     return (
         "## Use\n\nRUN is this folder.\n\n```\n"
-        "lm_eval --model rag-hf --model_args pretrained=RUN,k=0 --tasks current_events_cloze\n```\n\n"
+        f"lm_eval --model rag-hf --model_args pretrained=RUN,{retrieved} --tasks current_events_cloze\n```\n\n"
         "```python\nfrom transformers import AutoModelForCausalLM\n\n"
         'model = AutoModelForCausalLM.from_pretrained("RUN")\n```\n'
     )

@@ -25,12 +25,21 @@ from kinject_trainer.checkpoints import claim, complete, refuse_another
 from kinject_trainer.data import Demarcation, Replayed, Stream, build_store, cut, encoder, shuffled
 from kinject_trainer.documents import Texts, open_corpus
 from kinject_trainer.errors import TrainingError
-from kinject_trainer.estimate import Estimate, estimate, fisher_passes, regulariser_notes, replay_notes, run_tokens
+from kinject_trainer.estimate import (
+    Estimate,
+    estimate,
+    exercise_notes,
+    fisher_passes,
+    regulariser_notes,
+    replay_notes,
+    run_tokens,
+)
 from kinject_trainer.failures import told_of_a_full_disk
 from kinject_trainer.forgetting import general_text_fingerprint, make_gauge
 from kinject_trainer.plot import draw
 from kinject_trainer.processes import on_cpu
 from kinject_trainer.recipe import UNTESTED, Ewc, Recipe, load_recipe, to_run_again, untested
+from kinject_trainer.robust import exercises_of
 from kinject_trainer.selfstudy import opening, study_of
 from kinject_trainer.train import Outcome
 from kinject_trainer.trainer import Materials
@@ -173,7 +182,9 @@ def _prepare(
     key = [identity["corpus"], identity["tokenizer"], recipe.wordings, recipe.chunks]
     study = study_of(recipe, texts, tokenizer, context_of(AutoConfig.from_pretrained(base.folder)))
     with state.main_process_first():
-        store = build_store(work / "tokens", texts.training(), encode, key) if study is None else study.store
+        exercises = exercises_of(recipe, texts, tokenizer)
+        made = study or exercises
+        store = made.store if made else build_store(work / "tokens", texts.training(), encode, key)
         replay = _replayed(recipe, texts, encode, identity, work)
     stream = Stream(store, recipe.order_seed, recipe.block_size, 0, replay)
     stream.total = run_tokens(recipe, texts, stream, lambda text: len(encode(text)))
@@ -195,9 +206,11 @@ def _prepare(
         fisher_rows=_fisher_rows(recipe, texts, encode),
         opening=() if recipe.compresses is None else opening(texts.training(0), tokenizer, recipe.compresses.tokens),
         study=study,
+        exercises=exercises,
     )
     updates = materials.plan(state.num_processes).updates
-    for note in [*replay_notes(stream), *regulariser_notes(recipe, updates, fisher_passes(recipe, texts))]:
+    notes = [*replay_notes(stream), *exercise_notes(recipe, exercises)]
+    for note in [*notes, *regulariser_notes(recipe, updates, fisher_passes(recipe, texts))]:
         tell(note)
     return materials
 
@@ -230,6 +243,8 @@ def _identity(recipe: Recipe, base: Base, texts: Texts, tokenizer: str) -> dict[
         made["replay corpus"] = texts.older.provenance["fingerprint"]
     if texts.fisher is not None:
         made["fisher corpus"] = texts.fisher.provenance["fingerprint"]
+    if texts.asked is not None:
+        made["questions asked"] = texts.asked.provenance["fingerprint"]
     text = general_text_fingerprint(recipe)
     return made if text is None else {**made, "general text": text}
 
@@ -344,6 +359,8 @@ def _record(
     if materials.study is not None:
         made["cartridge"]["lessons"] = len(materials.study.store)
         made["cartridge"]["answer_tokens"] = materials.study.answer_tokens
+    if texts.asked is not None and materials.exercises is not None:
+        made["questions"] = {**texts.asked.provenance, **materials.exercises.record()}
     if texts.fisher is not None:
         made["fisher"] = {"corpus": dict(texts.fisher.provenance), "examples": len(materials.fisher_rows)}
     return made

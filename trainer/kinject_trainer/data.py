@@ -41,7 +41,19 @@ from kinject_trainer.documents import Wording
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.provenance import fingerprint, publish_folder, read_json, write_json
 
-__all__ = ["IDLE", "Blocks", "Demarcation", "Plan", "Replayed", "Store", "Stream", "build_store", "collate", "cut"]
+__all__ = [
+    "IDLE",
+    "Answers",
+    "Blocks",
+    "Demarcation",
+    "Plan",
+    "Replayed",
+    "Store",
+    "Stream",
+    "build_store",
+    "collate",
+    "cut",
+]
 
 Ints = npt.NDArray[np.int64]
 IDLE = -1
@@ -509,6 +521,28 @@ class Blocks(Dataset[torch.Tensor]):
             return {"input_ids": torch.zeros(2, dtype=torch.long), "labels": torch.full((2,), _NO_LOSS)}
         ids = torch.from_numpy(self.stream.block(number))
         return {"input_ids": ids, "labels": _labels(ids)}
+
+
+class Answers(Blocks):
+    """A stream of rows of one block each as a data set, with labels on their answers alone.
+
+    Args:
+        stream: of rows.
+        answers: where in its row each begins and ends, [rows of the store, 2]; none begins at 0.
+    """
+
+    def __init__(self, stream: Stream, answers: Ints) -> None:
+        super().__init__(stream)
+        self.answers = answers
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        row = super().__getitem__(number)
+        if number == IDLE:
+            return row
+        start, end = self.answers[self.stream.document_of(number)]
+        labels = torch.full_like(row["input_ids"], _NO_LOSS)
+        labels[start:end] = row["input_ids"][start:end]
+        return {**row, "labels": labels}
 
 
 def _labels(ids: torch.Tensor) -> torch.Tensor:

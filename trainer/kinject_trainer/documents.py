@@ -6,28 +6,28 @@ does not do: it cuts no blocks and knows no tokenizer.
 
 The one idea: a training document is one *wording* of one chunk, (chunk, number, text), where number 0 is the original;
 documents are read in passes over files and never collected, so a corpus may be larger than memory (``stream: true``).
-What is replayed is the exception: its chunks are held.
+What is replayed, and what is searched for questions (ft-robust), are the exceptions: their chunks are held.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kinject_trainer.questions import Question, read_questions
 from kinject_trainer.recipe import OLDER_NEWS, Ewc, Recipe
+from kinject_trainer.rows import ROW_FILES, raw_rows
 from lm_eval_kinject.corpus import Corpus, bundled_corpora, load_corpus
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import fingerprint, fingerprint_file, fingerprint_records
 
-__all__ = ["Older", "Texts", "Wording", "open_corpus"]
+__all__ = ["Asked", "Older", "Texts", "Wording", "open_corpus"]
 
-_ROW_FILES = (".parquet", ".jsonl")
 _SHORTEST_REVISION = 8  # hexadecimal digits of a fingerprint that may name a corpus
 
 
@@ -60,6 +60,21 @@ class Older:
     wordings: Sequence[Wording]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Questions that are trained on, and the corpus that is searched for them, all of it.
+
+    Attributes:
+        questions: of the training side.
+        corpus: what a retriever searches.
+        provenance: what names the questions in results: plain, path-free; ``fingerprint`` is of their content.
+    """
+
+    questions: Sequence[Question]
+    corpus: Corpus
+    provenance: Mapping[str, Any]
+
+
 @dataclass
 class Texts:
     """The texts of one run.
@@ -69,6 +84,7 @@ class Texts:
         notes: what a user should be told about them.
         older: texts to replay; None: nothing is.
         fisher: texts that EWC measures on which weights they rest; None: it isn't asked for.
+        asked: questions that are trained on in the place of the corpus's text; None: that text is.
     """
 
     provenance: dict[str, Any]
@@ -79,6 +95,7 @@ class Texts:
     notes: list[str] = field(default_factory=list)
     older: Older | None = None
     fisher: Older | None = None
+    asked: Asked | None = None
 
     def training(self, paraphrases: int | None = None) -> Iterator[Wording]:
         """The originals, then the paraphrases, each in the order of its file.
@@ -163,6 +180,9 @@ def open_corpus(recipe: Recipe) -> Texts:
         CorpusError: the corpus, its paraphrases or the validation set that a search needs can't be found, are
             malformed, or are of another revision than the recipe names.
     """
+    fisher = _older(recipe.regulariser.corpus) if isinstance(recipe.regulariser, Ewc) else None
+    if recipe.questions is not None:
+        return _asked(recipe, fisher)
     folder = _folder(recipe)
     if recipe.stream:
         originals, provenance = _streamed(recipe)
@@ -187,7 +207,6 @@ def open_corpus(recipe: Recipe) -> Texts:
     for name, file in (("paraphrases", paraphrases), ("validation", validation)):
         provenance[name] = None if file is None else fingerprint_file(file)
     older = None if recipe.replays is None else _older(recipe.replays.corpus)
-    fisher = _older(recipe.regulariser.corpus) if isinstance(recipe.regulariser, Ewc) else None
     return Texts(provenance, recipe.wordings, originals, paraphrases, validation, notes, older, fisher)
 
 
@@ -196,11 +215,7 @@ def open_corpus(recipe: Recipe) -> Texts:
 
 def _loaded(recipe: Recipe) -> tuple[_Originals, dict[str, Any], list[str]]:
     """All chunks in memory, through the corpus room, which knows every source."""
-    spec = recipe.corpus
-    at_hub = recipe.corpus_revision and "/" in spec and "@" not in spec and not Path(spec).expanduser().exists()
-    corpus = load_corpus(f"{spec}@{recipe.corpus_revision}" if at_hub else spec)
-    if not at_hub:
-        _check_revision(recipe, corpus.revision, corpus.fingerprint)
+    corpus = _whole(recipe)
     chosen, notes = _choose(corpus, recipe)
 
     def originals() -> Iterator[Wording]:
@@ -210,6 +225,35 @@ def _loaded(recipe: Recipe) -> tuple[_Originals, dict[str, Any], list[str]]:
 
     made = {**corpus.provenance(), "trained_on": recipe.chunks, "chunks_trained_on": len(chosen)}
     return originals, made, notes
+
+
+def _whole(recipe: Recipe) -> Corpus:
+    """The corpus as it is named, of the revision that is named."""
+    spec = recipe.corpus
+    at_hub = recipe.corpus_revision and "/" in spec and "@" not in spec and not Path(spec).expanduser().exists()
+    corpus = load_corpus(f"{spec}@{recipe.corpus_revision}" if at_hub else spec)
+    if not at_hub:
+        _check_revision(recipe, corpus.revision, corpus.fingerprint)
+    return corpus
+
+
+def _asked(recipe: Recipe, fisher: Older | None) -> Texts:
+    """Questions and the whole corpus; no text of it is trained on, or validated on."""
+    assert recipe.questions is not None  # asked by the caller
+    questions = read_questions(recipe.questions.source)
+    corpus = _whole(recipe)
+    there = {chunk.id for chunk in corpus.chunks}
+    strange = [question for question in questions if question.gold and question.gold not in there]
+    if strange:
+        raise CorpusError(
+            f"{len(strange)} of {len(questions)} questions (such as {strange[0].id}) are of a chunk that the corpus "
+            f"{corpus.name} hasn't got ({strange[0].gold}): name the corpus they were asked about, or leave "
+            f"source_chunk out of them."
+        )
+    named = {"questions": len(questions), "fingerprint": fingerprint_records(list(q) for q in questions)}
+    provenance = {**corpus.provenance(), "trained_on": "questions", "paraphrases": None, "validation": None}
+    asked = Asked(questions, corpus, {"name": recipe.public()["questions"]["source"], **named})
+    return Texts(provenance, 0, lambda: iter(()), None, None, fisher=fisher, asked=asked)
 
 
 def _choose(corpus: Corpus, recipe: Recipe) -> tuple[tuple[Any, ...], list[str]]:
@@ -236,16 +280,16 @@ def _streamed(recipe: Recipe) -> tuple[_Originals, dict[str, Any]]:
     path = Path(recipe.corpus).expanduser()
     if not path.exists():
         raise CorpusError(f"There is no file or folder {recipe.corpus}: stream: true needs one on this disk.")
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in _ROW_FILES)
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in ROW_FILES)
     files = [f for f in files if f.stem not in ("paraphrases", "validation")]
-    if not files or any(f.suffix not in _ROW_FILES for f in files):
-        raise CorpusError(f"{recipe.corpus} can't be streamed: it must be, or hold, {' or '.join(_ROW_FILES)} files.")
+    if not files or any(f.suffix not in ROW_FILES for f in files):
+        raise CorpusError(f"{recipe.corpus} can't be streamed: it must be, or hold, {' or '.join(ROW_FILES)} files.")
     found = fingerprint([[f.name, fingerprint_file(f)] for f in files])
     _check_revision(recipe, None, found)
 
     def originals() -> Iterator[Wording]:
         for file in files:
-            for number, row in enumerate(_raw_rows(file), start=1):
+            for number, row in enumerate(raw_rows(file), start=1):
                 is_source = row.get("role", "source") == "source"
                 if recipe.chunks == "source" and not is_source:
                     continue
@@ -309,15 +353,15 @@ def _beside(named: str | None, folder: Path | None, stem: str) -> Path | None:
         file = Path(named).expanduser()
         if not file.is_file():
             raise CorpusError(f"There is no file {named}, which the recipe names as {stem}_file.")
-        if file.suffix not in _ROW_FILES:
-            raise CorpusError(f"{stem}_file {file.name} must end in {' or '.join(_ROW_FILES)}.")
+        if file.suffix not in ROW_FILES:
+            raise CorpusError(f"{stem}_file {file.name} must end in {' or '.join(ROW_FILES)}.")
         return file
-    candidates = [] if folder is None else [folder / f"{stem}{suffix}" for suffix in _ROW_FILES]
+    candidates = [] if folder is None else [folder / f"{stem}{suffix}" for suffix in ROW_FILES]
     return next((file for file in candidates if file.is_file()), None)
 
 
 def _rows(file: Path) -> Iterator[Wording]:
-    for number, row in enumerate(_raw_rows(file), start=1):
+    for number, row in enumerate(raw_rows(file), start=1):
         chunk, place = row.get("chunk"), row.get("number")
         if not isinstance(chunk, str) or not isinstance(place, int):
             raise CorpusError(f"{file.name}, row {number}: needs a string `chunk` and a whole `number`.")
@@ -329,33 +373,3 @@ def _text(row: Mapping[str, Any], file: Path, number: int) -> str:
     if not isinstance(text, str) or not text.strip():
         raise CorpusError(f"{file.name}, row {number}: has no `text`. Give it one or remove it.")
     return text
-
-
-def _raw_rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    return _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
-
-
-def _parquet_rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as problem:
-        raise CorpusError(f"{file.name} is not a readable Parquet file: {str(problem).splitlines()[0]}.") from problem
-
-
-def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as problem:
-                raise CorpusError(f"{file.name}, line {number}: not valid JSON in UTF-8 ({problem}).") from problem
-            if not isinstance(row, dict):
-                raise CorpusError(f"{file.name}, line {number}: not an object with a `text`.")
-            yield row

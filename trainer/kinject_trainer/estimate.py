@@ -23,15 +23,18 @@ from kinject_trainer.data import Demarcation, Plan, Replayed, Store, Stream, enc
 from kinject_trainer.documents import Texts
 from kinject_trainer.keep import target_share
 from kinject_trainer.recipe import ADAPTERS, UNTESTED, Ewc, Recadam, Recipe, untested
+from kinject_trainer.robust import Exercises, exercises_of
 from kinject_trainer.selfstudy import Study, opening, study_of
 from lm_eval_kinject.errors import ModelError
 from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.log import duration
+from lm_eval_kinject.retrieval.make import kind_of
 
 __all__ = [
     "Estimate",
     "Reading",
     "estimate",
+    "exercise_notes",
     "fisher_passes",
     "reading",
     "regulariser_notes",
@@ -115,6 +118,7 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
     count, estimated, marks = _counter(base)
     notes += [marks] if marks else []
     study = _study(recipe, texts, base, config, notes)
+    notes += _exercises(recipe, texts, base)
     stream = _counted(recipe, texts, count)
     tokens, documents = stream.total, len(stream.store)
     notes += replay_notes(stream)
@@ -156,7 +160,10 @@ def estimate(recipe: Recipe, texts: Texts) -> Estimate:
 
 def _counted(recipe: Recipe, texts: Texts, count: Callable[[str], int]) -> Stream:
     """The run's stream, of which nothing but the documents' lengths is known."""
-    lengths = [count(wording.text) for wording in texts.training(0 if recipe.distils else None)]
+    if texts.asked is None:
+        lengths = [count(wording.text) for wording in texts.training(0 if recipe.distils else None)]
+    else:
+        lengths = [recipe.block_size] * len(texts.asked.questions)
     if recipe.compresses is not None and recipe.distils:
         lengths = [recipe.block_size] * (len(lengths) * recipe.compresses.lessons)
     store = Store.of_lengths(lengths)
@@ -182,7 +189,7 @@ def run_tokens(recipe: Recipe, texts: Texts, stream: Stream, count: Callable[[st
     if recipe.equal_updates_to_paraphrases is not None:
         epoch_tokens = sum(count(w.text) for w in texts.training(recipe.equal_updates_to_paraphrases))
         tokens = round(recipe.epochs * epoch_tokens)
-    if recipe.distils:  # a block is a lesson, whole
+    if recipe.by_rows:  # a block is a lesson or an exercise, whole
         tokens = max(1, round(tokens / recipe.block_size)) * recipe.block_size
     return max(2, tokens)  # less has nothing to predict
 
@@ -204,6 +211,32 @@ def _study(recipe: Recipe, texts: Texts, base: Base | None, config: PretrainedCo
             f"tokens that are learned from; the teacher reads {study.taught_tokens:,} an epoch"
         )
     return study
+
+
+def _exercises(recipe: Recipe, texts: Texts, base: Base | None) -> list[str]:
+    """What is to be said of the questions; retrieved for where that takes no model."""
+    if recipe.questions is None:
+        return []
+    if base is None or kind_of(recipe.questions.retriever) not in ("bm25", "control"):
+        return ["questions: not retrieved for in a dry run, which asks no model and needs the tokenizer"]
+    return exercise_notes(recipe, exercises_of(recipe, texts, load_tokenizer(base)))
+
+
+def exercise_notes(recipe: Recipe, made: Exercises | None) -> list[str]:
+    """What a user should know of the questions that are trained on."""
+    if made is None or recipe.questions is None:
+        return []
+    said, count = made.record(), len(made.store)
+    learned = f"{said['answer_tokens']:,} tokens that are learned from; no validation loss is measured"
+    notes = [f"questions: {count:,} an epoch, each padded to a block, with {learned}"]
+    if said["source_known"]:
+        notes.append(f"questions: {said['source_in_prompt']:,} of {said['source_known']:,} have their source in front")
+    wanted = count * recipe.questions.k
+    if kind_of(recipe.questions.retriever) != "control" and said["passages"] < wanted:
+        notes.append(
+            f"questions: blocks have room for {said['passages']:,} of {wanted:,} chunks; raise block_size for more"
+        )
+    return notes
 
 
 def replay_notes(stream: Stream) -> list[str]:

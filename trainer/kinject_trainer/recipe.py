@@ -36,6 +36,7 @@ __all__ = [
     "L2",
     "Cartridge",
     "Ewc",
+    "Questions",
     "Recadam",
     "Recipe",
     "Regulariser",
@@ -143,6 +144,19 @@ class Cartridge(_Strict):
     lessons: int = Field(default=5, ge=1, le=1000, description="exchanges about each chunk, for distillation")
 
 
+class Questions(_Strict):
+    """Robust fine-tuning: answers to questions that have retrieved chunks before them, wrong ones too.
+
+    Jin et al. (arXiv 2410.05983): implicit learns the answer, explicit what is relevant and why, and then the answer.
+    """
+
+    source: str = Field(description="a bundled question set or a folder (its dev split), or a Parquet or JSONL file")
+    form: Literal["implicit", "explicit"] = Field(default="implicit", description="answer alone, or relevance first")
+    retriever: str = Field(default="bm25", description="what `retriever=` takes")
+    k: int = Field(default=5, ge=0, le=100_000, description="chunks before a question; 0: it is asked without any")
+    instruction: str = Field(default="", description="stands before the chunks as it is, line ends included")
+
+
 class L2(_Strict):
     """λ‖θ − start‖² beside the loss, which is in nats a token."""
 
@@ -216,8 +230,12 @@ class Recipe(_Strict):
     paraphrases_file: str | None = Field(default=None, description="default: `paraphrases.parquet` beside the corpus")
     validation_file: str | None = Field(default=None, description="default: `validation.parquet` beside the corpus")
 
-    variant: Literal["ft-reg", "ft-par"] = Field(description="originals alone, or with paraphrases")
+    variant: Literal["ft-reg", "ft-par", "ft-robust"] = Field(
+        description="originals alone, or with paraphrases; or questions with retrieved chunks"
+    )
     paraphrases: int | None = Field(default=None, ge=0, le=100, description="per chunk; default 10 for ft-par")
+
+    questions: Questions | None = Field(default=None, description="of variant ft-robust: what is asked, and how")
 
     replay: Replay | None = Field(default=None, description="older texts among those of each epoch")
 
@@ -268,7 +286,7 @@ class Recipe(_Strict):
     @property
     def wordings(self) -> int:
         """Paraphrases per chunk that are trained on, beside the original."""
-        if self.variant == "ft-reg":
+        if self.variant != "ft-par":
             return 0
         return 10 if self.paraphrases is None else self.paraphrases
 
@@ -286,6 +304,11 @@ class Recipe(_Strict):
     def distils(self) -> bool:
         """Whether lessons are trained on and not the corpus's text."""
         return self.compresses is not None and self.compresses.objective == "distillation"
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether a block is a row of its own, padded, and not a cut of a stream of text."""
+        return self.distils or self.questions is not None
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -310,6 +333,8 @@ class Recipe(_Strict):
         for key in ("replay", "regulariser"):
             if made[key] is not None and "corpus" in made[key]:
                 made[key]["corpus"] = _last_name(made[key]["corpus"])
+        if made["questions"] is not None:
+            made["questions"] |= {key: _last_name(made["questions"][key]) for key in ("source", "retriever")}
         return made
 
     def fingerprint(self) -> str:
@@ -321,7 +346,7 @@ class Recipe(_Strict):
     def _settled(self) -> dict[str, Any]:
         """Keys that can say one thing in several ways, each in one of them: equal recipes have equal names."""
         return {
-            "variant": "ft-par" if self.wordings else "ft-reg",
+            "variant": "ft-robust" if self.questions else "ft-par" if self.wordings else "ft-reg",
             "paraphrases": self.wordings,
             "data_seed": None if self.data_seed == self.seed else self.data_seed,
             "cartridge": None if self.compresses is None else self.compresses.model_dump(mode="json"),
@@ -329,7 +354,12 @@ class Recipe(_Strict):
 
     def _unused(self) -> set[str]:
         """Later keys that ask for nothing: a recipe without them has the name that it had before there were such."""
-        used = {"replay": self.replays, "regulariser": self.regulariser, "cartridge": self.compresses}
+        used: dict[str, BaseModel | None] = {
+            "replay": self.replays,
+            "regulariser": self.regulariser,
+            "cartridge": self.compresses,
+            "questions": self.questions,
+        }
         return {key for key, value in used.items() if value is None}
 
     def effective(self) -> dict[str, Any]:
@@ -339,6 +369,7 @@ class Recipe(_Strict):
         made = {**self.plain(), **self._settled()}
         for key in ("replay", "regulariser"):  # whose corpora have fingerprints, too
             made[key] = {k: v for k, v in (made[key] or {}).items() if k != "corpus"}
+        made["questions"] = {k: v for k, v in (made["questions"] or {}).items() if k != "source"}
         return {**{k: v for k, v in made.items() if k not in left_out}, "learning_rates": list(self.rates)}
 
     def accumulation(self, processes: int) -> tuple[int, int]:
@@ -510,6 +541,10 @@ def _check(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
         problems = _readable(invalid)
         broken = {str(e["loc"][0]) for e in invalid.errors()}
         rest = {k: v for k, v in raw.items() if k not in broken}
+        if "questions" in broken:
+            rest["questions"] = Questions(source="?")
+        if "questions" in rest and "variant" not in rest:
+            rest["variant"] = "ft-robust"
         recipe = Recipe.model_validate({**{k: v for k, v in _REQUIRED.items() if k not in rest}, **rest})
     problems += _combinations(recipe)
     return (None if problems else recipe), problems
@@ -523,6 +558,7 @@ _WANTED = {
     "validate_every": "a whole number of updates, `epoch` or `never`",
     "regulariser": "none, or {kind: …} with l2, ewc, ewc-empirical or recadam and its constants",
     "cartridge": "what the cartridge is like ({tokens: 128, frozen: 1, objective: distillation, lessons: 5})",
+    "questions": "what is asked and how ({source: …, form: implicit, retriever: bm25, k: 5})",
     "replay": "what to replay and how much of it ({corpus: …, ratio: 1, decay: 1})",
 }
 """What keys of several types take: the checker's own messages speak of each type by itself."""
@@ -553,8 +589,9 @@ def _readable(invalid: ValidationError) -> list[str]:
 
 def _part_of(key: str, inner: list[str]) -> tuple[type[BaseModel], list[str]]:
     """The part of the recipe that a place lies in, and the place in it, less the name that errors give the part."""
-    if key in ("replay", "cartridge") and inner:
-        return (Replay if key == "replay" else Cartridge), inner
+    plain: dict[str, type[BaseModel]] = {"replay": Replay, "cartridge": Cartridge, "questions": Questions}
+    if key in plain and inner:
+        return plain[key], inner
     if len(inner) > 1 and inner[0] in _PARTS:
         return _PARTS[inner[0]], inner[1:]
     return Recipe, inner
@@ -563,8 +600,9 @@ def _part_of(key: str, inner: list[str]) -> tuple[type[BaseModel], list[str]]:
 def _combinations(recipe: Recipe) -> list[str]:
     given = recipe.model_fields_set
     problems = []
-    if recipe.variant == "ft-reg" and recipe.paraphrases:
-        problems.append(f"paraphrases {recipe.paraphrases} with variant ft-reg: say ft-par, or leave paraphrases out")
+    if recipe.variant != "ft-par" and recipe.paraphrases:
+        said = "say ft-par, or leave paraphrases out"
+        problems.append(f"paraphrases {recipe.paraphrases} with variant {recipe.variant}: {said}")
     if recipe.method in _WITHOUT_RANK:
         unused = [key for key in _ONLY_ADAPTERS if key in given]
         problems += [f"{key}: has no meaning with method {recipe.method}; remove it" for key in unused]
@@ -581,6 +619,7 @@ def _combinations(recipe: Recipe) -> list[str]:
         problems.append("method qlora computes in bf16: set precision: bf16")
     problems += _batch_problems(recipe) + _search_problems(recipe) + _missing_packages(recipe)
     problems += _cadence_problems(recipe) + _regulariser_problems(recipe) + _cartridge_problems(recipe)
+    problems += _questions_problems(recipe)
     problems += _passed_through("trainer", recipe.trainer, _training_argument_names(recipe), _OURS_IN_TRAINER)
     return problems + _passed_through("peft", recipe.peft, _lora_argument_names(recipe), _OURS_IN_PEFT)
 
@@ -657,6 +696,36 @@ def _cartridge_problems(recipe: Recipe) -> list[str]:
     ):
         if value is not None:
             problems.append(f"{key} with a cartridge that is distilled: lessons are trained on, not text; remove it")
+    return problems
+
+
+def _questions_problems(recipe: Recipe) -> list[str]:
+    asked = recipe.questions
+    if asked is None:
+        missing = "questions: missing, and variant ft-robust trains on them; give {source: …}, or say ft-reg"
+        return [missing] if recipe.variant == "ft-robust" else []
+    from lm_eval_kinject.retrieval import retriever_problems  # here, as it takes seconds to import
+
+    problems = [f"questions.retriever: {problem}" for problem in retriever_problems(asked.retriever)]
+    if recipe.variant != "ft-robust":
+        problems.append(f"questions with variant {recipe.variant}: say ft-robust, or remove questions")
+    if asked.form == "explicit" and (asked.k == 0 or asked.retriever == "none"):
+        problems.append("questions.form explicit: there are no chunks to judge; raise k, or say implicit")
+    if isinstance(recipe.learning_rate, Search):
+        problems.append(
+            "learning_rate: a search goes by the loss on texts, and questions are trained on; give a number"
+        )
+    for key, value in (
+        ("method cartridge", recipe.compresses),
+        ("replay", recipe.replays),
+        ("equal_updates_to_paraphrases", recipe.equal_updates_to_paraphrases),
+        ("stream", recipe.stream or None),
+        ("chunks all", recipe.chunks == "all" or None),
+        ("paraphrases_file", recipe.paraphrases_file),
+        ("validation_file", recipe.validation_file),
+    ):
+        if value is not None:
+            problems.append(f"{key} with variant ft-robust: questions are trained on, not text; remove it")
     return problems
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from kinject_trainer.data import IDLE, Blocks, Ints, Store, Stream, collate, drawn, shuffled
+from kinject_trainer.data import IDLE, Answers, Ints, Store, Stream, collate, drawn, shuffled
 from kinject_trainer.documents import Texts, Wording
 from kinject_trainer.recipe import Recipe
 from lm_eval_kinject.errors import CorpusError
@@ -39,6 +39,8 @@ __all__ = [
     "collate_lessons",
     "lead",
     "opening",
+    "plain_ids",
+    "sentences",
     "study",
     "study_of",
     "write_lessons",
@@ -46,7 +48,6 @@ __all__ = [
 
 KINDS = ("structuring", "summarization", "question", "use case", "creative")
 
-_NO_LOSS = -100
 _BETWEEN = "\n\n"  # a chunk and what follows it
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _WORTH_ASKING = re.compile(r"(?<=\s)(?:[A-Z][\w'’-]*|\d[\d,.:]*\d|\d)(?:\s+[A-Z][\w'’-]*)*")  # names and numbers
@@ -73,10 +74,10 @@ class _Chunk(NamedTuple):
 
 
 def _structured(topic: str, text: str, draw: int) -> tuple[str, str]:
-    sentences = _sentences(text)
+    told = sentences(text)
     if draw % 2:
-        return f"Write down as JSON what is known about {topic}.", json.dumps({"facts": sentences}, ensure_ascii=False)
-    return f"List what is known about {topic}, point by point.", "\n".join(f"- {sentence}" for sentence in sentences)
+        return f"Write down as JSON what is known about {topic}.", json.dumps({"facts": told}, ensure_ascii=False)
+    return f"List what is known about {topic}, point by point.", "\n".join(f"- {sentence}" for sentence in told)
 
 
 def _summed_up(topic: str, text: str, draw: int) -> tuple[str, str]:
@@ -86,7 +87,7 @@ def _summed_up(topic: str, text: str, draw: int) -> tuple[str, str]:
 
 def _asked(topic: str, text: str, draw: int) -> tuple[str, str]:
     """A sentence that breaks off before a name or number, or has a gap there; the answer is what is missing."""
-    places = [(sentence, found) for sentence in _sentences(text) for found in _WORTH_ASKING.finditer(sentence)]
+    places = [(sentence, found) for sentence in sentences(text) for found in _WORTH_ASKING.finditer(sentence)]
     if not places:
         first, _, rest = text.partition(" ")
         return f"How does the text about {topic} go on? {first}", rest or first
@@ -114,7 +115,8 @@ _WRITERS: dict[str, Callable[[str, str, int], tuple[str, str]]] = dict(
 )
 
 
-def _sentences(text: str) -> list[str]:
+def sentences(text: str) -> list[str]:
+    """A text's sentences, by the marks that end them."""
     return [part.strip() for part in _SENTENCE_END.split(text.strip()) if part.strip()]
 
 
@@ -200,7 +202,7 @@ def opening(wordings: Iterable[Wording], tokenizer: PreTrainedTokenizerBase, tok
     """
     ids = lead(tokenizer)
     for wording in wordings:
-        ids += _plain(tokenizer, wording.text + _BETWEEN)
+        ids += plain_ids(tokenizer, wording.text + _BETWEEN)
         if len(ids) >= tokens:
             return ids[:tokens]
     raise CorpusError(
@@ -209,7 +211,8 @@ def opening(wordings: Iterable[Wording], tokenizer: PreTrainedTokenizerBase, tok
     )
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids without BOS and EOS; a ``</s>`` that stands in the text stays text."""
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False))
 
 
@@ -230,8 +233,8 @@ def study(
     """
     before, rows, answers, numbers = lead(tokenizer), [], [], []
     for lesson in write_lessons(wordings, each, seed):
-        ids = before + _plain(tokenizer, lesson.prompt + "\n")
-        end = ids + _plain(tokenizer, lesson.answer)
+        ids = before + plain_ids(tokenizer, lesson.prompt + "\n")
+        end = ids + plain_ids(tokenizer, lesson.answer)
         if len(ids) >= block_size:
             raise CorpusError(
                 f"A lesson's prompt has {len(ids)} tokens and block_size is {block_size}: raise block_size, or give "
@@ -244,7 +247,7 @@ def study(
         raise CorpusError("The corpus is empty: there is nothing to study. Name one that has text.")
     starts = np.arange(len(rows) + 1, dtype=np.int64) * block_size
     store = Store(np.asarray(rows, dtype=np.uint32).reshape(-1), starts, np.asarray(numbers, dtype=np.int64))
-    chunks = [before + _plain(tokenizer, chunk.text + _BETWEEN) for chunk in _chunks(wordings)]
+    chunks = [before + plain_ids(tokenizer, chunk.text + _BETWEEN) for chunk in _chunks(wordings)]
     return Study(store, np.asarray(answers, dtype=np.int64), chunks, len(before))
 
 
@@ -274,11 +277,11 @@ def study_of(recipe: Recipe, texts: Texts, tokenizer: PreTrainedTokenizerBase, c
     return found
 
 
-class Lessons(Blocks):
+class Lessons(Answers):
     """A stream of lessons as a data set: with each row what the teacher reads, and how much further back."""
 
     def __init__(self, stream: Stream, study: Study) -> None:
-        super().__init__(stream)
+        super().__init__(stream, study.answers)
         self.study = study
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
@@ -286,12 +289,10 @@ class Lessons(Blocks):
         if number == IDLE:
             return {**row, "taught": row["input_ids"], "shift": torch.tensor(0)}
         lesson = self.stream.document_of(number)
-        start, end = self.study.answers[lesson]
-        labels = torch.full_like(row["input_ids"], _NO_LOSS)
-        labels[start:end] = row["input_ids"][start:end]
+        end = self.study.answers[lesson, 1]
         chunk = torch.tensor(self.study.chunks[int(self.study.store.chunks[lesson])])
         taught = torch.cat([chunk, row["input_ids"][self.study.lead : end]])
-        return {**row, "labels": labels, "taught": taught, "shift": torch.tensor(len(chunk) - self.study.lead)}
+        return {**row, "taught": taught, "shift": torch.tensor(len(chunk) - self.study.lead)}
 
 
 def collate_lessons(rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, Any]:

@@ -28,13 +28,14 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 from kinject_trainer.base import Base
 from kinject_trainer.cartridge import divergence, untrained
 from kinject_trainer.checkpoints import discard_older, seal
-from kinject_trainer.data import Blocks, Passes, Plan, Stream, collate
+from kinject_trainer.data import Answers, Blocks, Passes, Plan, Stream, collate
 from kinject_trainer.evaluate import mean_token_loss, next_token_loss
 from kinject_trainer.forgetting import Gauge
 from kinject_trainer.keep import RecAdam, make_pull, trained
 from kinject_trainer.log import Log
 from kinject_trainer.processes import anywhere, wait
 from kinject_trainer.recipe import Recadam, Recipe
+from kinject_trainer.robust import Exercises
 from kinject_trainer.selfstudy import Lessons, Study, collate_lessons
 from lm_eval_kinject.errors import ArgumentError
 
@@ -55,7 +56,8 @@ class Materials:
         identity: plain values that name recipe, model, tokenizer and corpus; a checkpoint carries them.
         fisher_rows: token ids of the texts that EWC's Fisher information is measured on; empty without EWC.
         opening: the corpus's first token ids, which a cartridge starts as; empty with every other method.
-        study: the lessons, of which the stream's blocks are one each; None where text is trained on.
+        study: the lessons, of which the stream's blocks are one each; None where there are none.
+        exercises: the questions, likewise.
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class Materials:
     fisher_rows: Sequence[Sequence[int]] = ()
     opening: Sequence[int] = ()
     study: Study | None = None
+    exercises: Exercises | None = None
 
     def plan(self, processes: int) -> Plan:
         """Who trains on what."""
@@ -87,10 +90,9 @@ class BlockTrainer(Trainer):
         self.recipe = materials.recipe
         self.plan = plan
         self.validation = materials.validation
-        stream, study = materials.stream, materials.study
         super().__init__(
-            train_dataset=Blocks(stream) if study is None else Lessons(stream, study),
-            data_collator=collate if study is None else collate_lessons,
+            train_dataset=_dataset(materials),
+            data_collator=collate if materials.study is None else collate_lessons,
             compute_loss_func=next_token_loss,
             processing_class=materials.tokenizer,
             **kwargs,
@@ -173,6 +175,14 @@ class BlockTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _dataset(materials: Materials) -> Blocks:
+    if materials.study is not None:
+        return Lessons(materials.stream, materials.study)
+    if materials.exercises is not None:
+        return Answers(materials.stream, materials.exercises.answers)
+    return Blocks(materials.stream)
 
 
 @torch.no_grad()
