@@ -1,8 +1,8 @@
 """How contexts become prompts, and prompts an answer: one prompt with everything, or several that are combined.
 
-What it is for: the slots ``fusion`` (which hits stand together in one context, and how the answers of several become
-one) and ``reasoning`` (whether the model writes steps first). What it does not do: order or write hits (`order`,
-`compose`), ask again with more of them (`route`), or score.
+What it is for: the slot ``fusion``: which hits stand together in one context, and how the answers of several become
+one. What it does not do: order or write hits (`order`, `compose`), ask again with more of them (`route`), have steps
+written first (`reason`), or score.
 
 The one idea: a fusion splits a question's hits into *groups*, each of which is written into a prompt of its own. With
 one group a request keeps its one prompt and the host's own answer; with several, the answer's log-probabilities under
@@ -25,10 +25,9 @@ import numpy.typing as npt
 from lm_eval_kinject.records import Hit
 from lm_eval_kinject.stages import Stage, argument, positive, register, slot
 
-__all__ = ["Concat", "Direct", "Fusion", "RagSequence", "RagToken", "log_prior"]
+__all__ = ["Concat", "Fusion", "RagSequence", "RagToken", "log_prior"]
 
 slot("fusion", "how several chunks become one answer", default="concat")
-slot("reasoning", "whether the model writes steps before it answers", default="none", later=("self-reasoning",))
 
 Floats = npt.NDArray[np.float64]
 
@@ -118,12 +117,3 @@ def log_prior(scores: Sequence[float], temperature: float) -> Floats:
     """``log softmax(scores / temperature)`` over the retrieved documents alone; shape (documents,)."""
     scaled = np.asarray(scores, np.float64) / temperature
     return scaled - np.logaddexp.reduce(scaled)
-
-
-@register
-@dataclass(frozen=True)
-class Direct(Stage):
-    """The answer comes directly."""
-
-    slot: ClassVar[str] = "reasoning"
-    name: ClassVar[str] = "none"

@@ -19,6 +19,7 @@ from lm_eval_kinject.context.combine import Fusion
 from lm_eval_kinject.context.compose import Compose
 from lm_eval_kinject.context.order import Order
 from lm_eval_kinject.context.query import QuestionQuery
+from lm_eval_kinject.context.reason import Reasoning
 from lm_eval_kinject.context.route import Route
 from lm_eval_kinject.retrieval import probe, rerank  # noqa: F401  (they register their stages)
 from lm_eval_kinject.retrieval.library import Probe, Reranker, Search
@@ -41,7 +42,7 @@ class Pipeline:
     compose: Compose
     fusion: Fusion
     route: Route
-    reasoning: Stage
+    reasoning: Reasoning
 
     def stages(self) -> Mapping[str, Stage]:
         """The stages by slot, in order."""

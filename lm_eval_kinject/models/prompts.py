@@ -205,7 +205,8 @@ class PromptWriter:
         limit = self._pipeline.compose.context_tokens
         budget = room if limit is None else min(room, limit)
         groups = self._pipeline.fusion.groups(found.prompt)
-        made = [self._composer.compose(group, budget, where=asked.where, closing=permission) for group in groups]
+        closing = permission or self._pipeline.reasoning.instruction
+        made = [self._composer.compose(group, budget, where=asked.where, closing=closing) for group in groups]
         long = self._compose_long(asked, found, room)
         trace = _trace(asked.query, found.prompt, made)
         scores = tuple(group[0].score for group in groups if group) if len(groups) > 1 else ()
@@ -230,7 +231,8 @@ class PromptWriter:
 
     def _room(self, asked: _Asked, marker: str | None) -> int:
         """Tokens that there are for retrieved text, whatever of the question's options is scored behind it."""
-        rooms = [self._host.room(i.request_type, i.args) for i in asked.instances]
+        asks = self._pipeline.reasoning.generation
+        rooms = [self._host.room(i.request_type, (i.args[0], asks(i.args[1]))) for i in asked.instances]
         first = asked.instances[0]
         if marker is not None and first.request_type == "loglikelihood":
             rooms.append(self._host.room(first.request_type, (first.args[0], behind(first, marker))))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lm_eval_kinject.context.reason import SelfReasoning
 from lm_eval_kinject.context.route import Again
 from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.log import log
@@ -25,6 +26,7 @@ from lm_eval_kinject.models.arguments import HF, RagArguments, split
 from lm_eval_kinject.models.engine import Engine, parameters_of
 from lm_eval_kinject.models.pipeline import SLOTS
 from lm_eval_kinject.models.prompts import PromptWriter, mark_on
+from lm_eval_kinject.models.reasoning import Reasoned, read, reasoning_figures
 from lm_eval_kinject.models.results import Figure, check_complete, figure_of, figures, ties
 from lm_eval_kinject.models.routing import Routed, Router, route_figures
 from lm_eval_kinject.provenance import environment
@@ -119,6 +121,7 @@ class RagMixin(_Base):
         self._written: dict[tuple[str, int], Figure] = {}
         self._ties: dict[tuple[str, int], bool] = {}
         self._routed: dict[tuple[str, int], Routed] = {}
+        self._reasoned: dict[tuple[str, int], Reasoned] = {}
         self._seconds = library.seconds
         self._reported = False
         self._pass: OnePass | None = None
@@ -186,12 +189,18 @@ class RagMixin(_Base):
         """Scores continuations, with retrieved text in their contexts; see lm_eval's ``LM.loglikelihood``.
 
         Raises:
-            ArgumentError: the host gives no log-probabilities.
+            ArgumentError: the host gives no log-probabilities, or the model is to write steps.
         """
         if not self.gives_log_probs:
             raise ArgumentError(
                 "this model gives no log-probabilities of its prompt, which multiple-choice tasks are scored by; run a "
                 "task of open answers (generate_until), or score the model with rag-hf",
+                "the command",
+            )
+        if isinstance(self.rag.pipeline.reasoning, SelfReasoning):
+            raise ArgumentError(
+                "reasoning=self-reasoning has the model write its answer, and this task scores given options; run a "
+                "task of open answers (generate_until), or pass reasoning=none",
                 "the command",
             )
         return self._answer("loglikelihood", requests, kwargs)
@@ -212,6 +221,7 @@ class RagMixin(_Base):
             self._written.clear()
             self._ties.clear()
             self._routed.clear()
+            self._reasoned.clear()
             self._share = None
             self._seconds.clear()
             self._reported = False
@@ -224,10 +234,13 @@ class RagMixin(_Base):
                 check_complete(self.provenance(), retrieves=True)
             self._note(marks, requests)
             bare = [self._writer.bare(request) for request in requests]
+        answers: Any
         if self.rag.k > 0 and self.rag.pipeline.fusion.several:
             answers = self._marginal(method, host, requests, kwargs)
         elif isinstance(self.rag.pipeline.route, Again):
             answers = self._asked_again(self.rag.pipeline.route, method, host, requests, kwargs)
+        elif isinstance(self.rag.pipeline.reasoning, SelfReasoning):
+            answers = self._reason(self.rag.pipeline.reasoning, host, requests, kwargs)
         else:
             with clock(self._seconds, "scoring"):
                 answers = host(bare, **kwargs)
@@ -251,6 +264,19 @@ class RagMixin(_Base):
         answers = router.answers(method, requests)
         for part in self.gather(router.routed) or ():
             self._routed.update({(one.task, one.doc_id): one for one in part})
+        return answers
+
+    def _reason(self, reasoning: SelfReasoning, host: Any, requests: list[Any], kwargs: dict[str, Any]) -> list[str]:
+        """The final answers alone of what the model writes, empty where that is malformed."""
+        bare = [self._writer.bare(request) for request in requests]
+        for request, plain in zip(requests, bare, strict=True):
+            if mark_on(request) is not None:
+                plain.arguments = (plain.arguments[0], reasoning.generation(plain.arguments[1]))
+        with clock(self._seconds, "scoring"):
+            written = host(bare, **kwargs)
+        answers, reasoned = read(requests, written)
+        for part in self.gather(reasoned) or ():
+            self._reasoned.update({(one.task, one.doc_id): one for one in part})
         return answers
 
     def _marginal(
@@ -365,6 +391,8 @@ class RagMixin(_Base):
             tasks.setdefault(task, {"questions": count})["tied_questions"] = tied[task]
         for task, told in route_figures(self._routed.values()).items():
             tasks.setdefault(task, {})["route"] = told
+        for task, told in reasoning_figures(self._reasoned.values()).items():
+            tasks.setdefault(task, {})["reasoning"] = told
         info["kinject"] = {
             **self.provenance(),
             "tasks": tasks,

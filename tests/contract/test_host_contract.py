@@ -6,15 +6,25 @@ or an endpoint.
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 from helpers.completions_server import CompletionsServer
-from helpers.local_tasks import chunk_text, question_text, write_corpus
+from helpers.local_tasks import (
+    TOWNS,
+    chunk_text,
+    copy_current_events,
+    evaluate,
+    question_text,
+    task_manager,
+    write_corpus,
+)
 from helpers.tiny_models import make_tiny
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from lm_eval_kinject.context.reason import INSTRUCTION, Evidence, Steps, as_text
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.models.host import Host
 from lm_eval_kinject.models.rag import RagMixin
@@ -186,3 +196,87 @@ def test_without_log_probabilities_multiple_choice_is_refused(place):
     with pytest.raises(ArgumentError, match="no log-probabilities"):
         lm.loglikelihood([ask(0)])
     assert lm.generate_until([ask(0, "generate_until", {"until": []})])
+
+
+class Writer(Words):
+    """Writes what the script has for the town that its prompt asks of, and keeps what it was asked."""
+
+    def generate_until(self, requests, disable_tqdm=False):
+        self.asked += [request.args for request in requests]
+        return [self.script[r.args[0].rsplit(" at ", 1)[1].split("?")[0]] for r in requests]
+
+
+class RagScripted(RagMixin, Echo, Writer):
+    host_class = Words
+
+
+def reasoned(answer, *cited):
+    return as_text(Steps(bool(cited), "so", tuple(Evidence(one, "why") for one in cited), "thus", answer))
+
+
+@pytest.fixture
+def scripted(place, monkeypatch):
+    def scripted(**arguments):
+        lm = RagScripted(
+            retriever="bm25", corpus=str(place / "corpus"), reasoning="self-reasoning", window=400, **arguments
+        )
+        lm.asked = []
+        lm.script = {
+            "Arden": reasoned("Abe Ash", chunk_text(0)),
+            "Brill": "Cal Cole",  # right, and no trajectory
+            "Corby": reasoned("Nobody", chunk_text(2), "The bridge is made of cheese."),
+            "Dover": f"```json\n{reasoned('Gus Gale')}\n```",
+        }
+        return lm
+
+    monkeypatch.setenv("KINJECT_CACHE", str(place / "kinject"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
+    return scripted
+
+
+def test_reasoning_hands_on_the_final_answer_alone(place, scripted):
+    folder = copy_current_events(place / "ours")
+    task = {
+        "include": "_common_yaml", "task": "reasoned_events", "output_type": "generate_until",
+        "doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_target": "{{choices[answer]}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (folder / "reasoned_events.yaml").write_text(json.dumps(task))
+    lm = scripted(k=1, reasoning_tokens=200)
+    result = evaluate(lm, None, ["reasoned_events"], task_manager(place / "ours"), limit=4)
+    rows = sorted(result["samples"]["reasoned_events"], key=lambda row: row["doc_id"])
+    assert [row["resps"] for row in rows] == [[["Abe Ash"]], [[""]], [["Nobody"]], [["Gus Gale"]]]
+    assert [row["exact_match"] for row in rows] == [1.0, 0.0, 0.0, 1.0]
+    for i, (prompt, settings) in enumerate(lm.asked):
+        assert prompt == f"News from {TOWNS[i]}\n{chunk_text(i)}\n\n{INSTRUCTION}Question: {question_text(i)}\nAnswer:"
+        assert (settings["until"], settings["max_gen_toks"]) == ([], 200)
+    notes = [row["arguments"][0][2]["kinject"]["reasoning"] for row in rows]
+    assert notes[1] == {"written": "Cal Cole", "malformed": "not one JSON object"}
+    assert notes[2]["evidence"][1] == {"content": "The bridge is made of cheese.", "reason": "why"}
+    assert result["config"]["kinject"]["tasks"]["reasoned_events"]["reasoning"] == {
+        "questions": 4, "malformed": 1, "malformed_by": {"not one JSON object": 1}, "relevant": 2, "citations": 3,
+        "citations_in_prompt": 2 / 3, "citation_recall": 2 / 4, "citation_precision": 2 / 3,
+    }  # fmt: skip
+    assert result["config"]["kinject"]["pipeline"]["reasoning"]["instruction"] == INSTRUCTION
+
+
+def test_reasoning_keeps_room_for_the_steps(scripted):
+    lm = scripted(k=1, placement="start")
+    rooms = []
+    lm.room = lambda kind, arguments: rooms.append(arguments[1]["max_gen_toks"]) or 300
+    request = ask(0, "generate_until", {"until": ["\n"], "max_gen_toks": 3})
+    # one that comes twice counts once, and each time its answer is the final one
+    assert lm.generate_until([request, request]) == ["Abe Ash", "Abe Ash"]
+    assert rooms == [512]
+    figures = lm.get_model_info()["kinject"]["tasks"]["None"]["reasoning"]
+    assert (figures["questions"], figures["citations_in_prompt"]) == (1, 1.0)
+    assert figures["citation_recall"] is figures["citation_precision"] is None  # there is no source chunk named
+
+
+def test_reasoning_refuses_multiple_choice(scripted):
+    lm = scripted(k=1, placement="start")
+    request = ask(0)
+    with pytest.raises(ArgumentError, match=r"this task scores given options; run a task of open answers"):
+        lm.loglikelihood([request])
+    assert request.arguments == ask(0).arguments

@@ -148,7 +148,10 @@ def test_a_retriever_by_id_or_folder(hf_names, tmp_path):
         ({"route": "random", "route_rate": None}, "route_rate=None must be a number from 0 to 1"),
         ({"route": "random", "route_rate": 1.5}, "route_rate=1.5 must be a number from 0 to 1"),
         ({"route_k": 9}, "route_k= has no meaning for route=none; remove it, or pass route=self-route or route=random"),
-        ({"reasoning": "self-reasoning"}, "reasoning=self-reasoning is not yet available"),
+        ({"reasoning": "self-reasoning", "k": 0}, "reasoning=self-reasoning with k=0: no text is retrieved"),
+        ({"reasoning": "self-reasoning", "fusion": "rag-token"}, "needs one prompt a question, and fusion=rag-token"),
+        ({"reasoning": "self-reasoning", "route": "self-route"}, "whether the text suffices, as route=self-route"),
+        ({"reasoning": "self-reasoning", "reasoning_tokens": 0}, "reasoning_tokens=0 must be a whole number"),
         (
             {"rerank": "nne"},
             "rerank=nne is unknown (did you mean none?); pass rerank=none or mmr, or a cross-encoder's Hub id",
