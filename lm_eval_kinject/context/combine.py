@@ -40,6 +40,9 @@ class Fusion(Stage):
     several: ClassVar[bool] = False
     """Whether there can be more than one group."""
 
+    stepwise: ClassVar[bool] = False
+    """Whether each token is marginalised by itself, so that an answer can be decoded token by token."""
+
     def groups(self, hits: Sequence[Hit]) -> Sequence[Sequence[Hit]]:
         """The hits, best first, in groups of one prompt each; never empty, though a group may be."""
         raise NotImplementedError
@@ -51,6 +54,10 @@ class Fusion(Stage):
             log_probs: shape (documents, tokens), in nats.
             scores: retrieval score of each document.
         """
+        raise NotImplementedError
+
+    def prior(self, scores: Sequence[float]) -> Floats:
+        """The log-weight of each document, from their retrieval scores; shape (documents,)."""
         raise NotImplementedError
 
 
@@ -87,6 +94,10 @@ class _Marginal(Fusion):
         """Each chunk alone."""
         return [[hit] for hit in hits] or [[]]
 
+    def prior(self, scores: Sequence[float]) -> Floats:
+        """See `log_prior`."""
+        return log_prior(scores, self.temperature)
+
 
 @register
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ class RagSequence(_Marginal):
 
     def combine(self, log_probs: Floats, scores: Sequence[float]) -> float:
         """``LSE over k of (prior k + sum over t)``."""
-        return float(np.logaddexp.reduce(log_prior(scores, self.temperature) + log_probs.sum(axis=1)))
+        return float(np.logaddexp.reduce(self.prior(scores) + log_probs.sum(axis=1)))
 
 
 @register
@@ -106,10 +117,11 @@ class RagToken(_Marginal):
     """One chunk a prompt; each token is marginalised over the chunks."""
 
     name: ClassVar[str] = "rag-token"
+    stepwise: ClassVar[bool] = True
 
     def combine(self, log_probs: Floats, scores: Sequence[float]) -> float:
         """``sum over t of LSE over k of (prior k + log p)``."""
-        prior = log_prior(scores, self.temperature)[:, None]
+        prior = self.prior(scores)[:, None]
         return float(np.logaddexp.reduce(prior + log_probs, axis=0).sum())
 
 

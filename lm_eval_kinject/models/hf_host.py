@@ -35,6 +35,9 @@ class HFHost:
 
     gives_log_probs = True
 
+    _padding_checked: Any = None
+    """The model that was found to read padded prompts as each alone."""
+
     # what HFLM has after its __init__
     backend: str
     config: Any
@@ -223,6 +226,36 @@ class HFHost:
     def gather(self, value: Any) -> list[Any] | None:
         """See ``HFLM.gather_object``."""
         return self.gather_object(value)
+
+    # What a fusion asks that generates ------------------------------------------------------------------------------
+
+    @property
+    def decodes(self) -> bool:
+        """Decoder-only models alone."""
+        return self.backend == "causal"
+
+    def prompt_ids(self, prompt: str, gen_kwargs: Mapping[str, Any]) -> list[int]:
+        """See `hf_decode.prompt_ids`."""
+        from lm_eval_kinject.models import hf_decode
+
+        return hf_decode.prompt_ids(self, prompt, gen_kwargs)
+
+    def greedy(
+        self, rows: Sequence[Sequence[int]], gen_kwargs: Mapping[str, Any], prior: Sequence[float] | None = None
+    ) -> list[int]:
+        """See `hf_decode.greedy`; the first prompts of different lengths show whether the model can read them so."""
+        from lm_eval_kinject.models import hf_decode
+
+        if len(set(map(len, rows))) > 1 and self._padding_checked is not self._model:
+            hf_decode.check_padding(self, rows)
+            self._padding_checked = self._model
+        return hf_decode.greedy(self, rows, gen_kwargs, prior)
+
+    def text_of(self, tokens: Sequence[int], gen_kwargs: Mapping[str, Any]) -> str:
+        """See `hf_decode.text_of`."""
+        from lm_eval_kinject.models import hf_decode
+
+        return hf_decode.text_of(self, tokens, gen_kwargs)
 
 
 def _virtual_tokens(model: Any) -> int:

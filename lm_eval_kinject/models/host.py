@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lm_eval_kinject.models.arguments import RagArguments
 
-__all__ = ["Host"]
+__all__ = ["Decoder", "Host"]
 
 
 @runtime_checkable
@@ -70,3 +70,36 @@ class Host(Protocol):
 
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all processes of a run, on the first; None on the others."""
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What a host offers besides where a fusion may generate with it (see `lm_eval_kinject.models.generation`).
+
+    Attributes:
+        decodes: whether the loaded model is one that it can be done with.
+    """
+
+    @property
+    def decodes(self) -> bool:
+        """See above; a property, as it may depend on what was loaded."""
+
+    def prompt_ids(self, prompt: str, gen_kwargs: Mapping[str, Any]) -> list[int]:
+        """Token ids of a prompt, as its own generation reads it."""
+
+    def greedy(
+        self, rows: Sequence[Sequence[int]], gen_kwargs: Mapping[str, Any], prior: Sequence[float] | None = None
+    ) -> list[int]:
+        """Tokens of the greedy continuation of a prompt, or of several that are marginalised at every token.
+
+        Args:
+            rows: token ids of each prompt.
+            gen_kwargs: as a task gives them.
+            prior: log-weight of each prompt.
+
+        Raises:
+            ModelError: the model doesn't read several prompts side by side as each alone.
+        """
+
+    def text_of(self, tokens: Sequence[int], gen_kwargs: Mapping[str, Any]) -> str:
+        """The answer that a continuation is: decoded, and cut where a stop string begins."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -21,9 +21,10 @@ from lm_eval_kinject.context.reason import SelfReasoning
 from lm_eval_kinject.context.route import Again
 from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.log import log
-from lm_eval_kinject.models import ending, task_hook
+from lm_eval_kinject.models import ending, generation, task_hook
 from lm_eval_kinject.models.arguments import HF, RagArguments, split
 from lm_eval_kinject.models.engine import Engine, parameters_of
+from lm_eval_kinject.models.host import Decoder
 from lm_eval_kinject.models.pipeline import SLOTS
 from lm_eval_kinject.models.prompts import PromptWriter, mark_on
 from lm_eval_kinject.models.reasoning import Reasoned, read, reasoning_figures
@@ -63,6 +64,9 @@ class RagMixin(_Base):
 
     world_size: int
     """Of lm_eval's model: processes that evaluate together."""
+
+    rank: int
+    """Of lm_eval's model: which of them this is."""
 
     engine: Engine = HF
     """What is known of the model type before it is loaded; a subclass names its own."""
@@ -229,6 +233,8 @@ class RagMixin(_Base):
         if self._pass is not None:
             kwargs = {"disable_tqdm": True, **kwargs}  # the pass has a bar of its own
         if self.rag.k > 0:
+            if method == "generate_until" and self.rag.pipeline.fusion.several:
+                self._check_generation(requests)
             marks = self._writer.write(requests)
             if marks:
                 check_complete(self.provenance(), retrieves=True)
@@ -236,7 +242,8 @@ class RagMixin(_Base):
             bare = [self._writer.bare(request) for request in requests]
         answers: Any
         if self.rag.k > 0 and self.rag.pipeline.fusion.several:
-            answers = self._marginal(method, host, requests, kwargs)
+            marginal = self._marginal if method == "loglikelihood" else self._marginal_text
+            answers = marginal(host, requests, kwargs)
         elif isinstance(self.rag.pipeline.route, Again):
             answers = self._asked_again(self.rag.pipeline.route, method, host, requests, kwargs)
         elif isinstance(self.rag.pipeline.reasoning, SelfReasoning):
@@ -279,9 +286,43 @@ class RagMixin(_Base):
             self._reasoned.update({(one.task, one.doc_id): one for one in part})
         return answers
 
-    def _marginal(
-        self, method: str, host: Any, requests: list[Any], kwargs: dict[str, Any]
-    ) -> list[tuple[float, bool]]:
+    def _check_generation(self, requests: list[Any]) -> None:
+        """Refuses, before anything is retrieved, what a fusion with several prompts can't generate.
+
+        Raises:
+            ArgumentError: the model doesn't decode for a fusion, or a task wants another answer than the greedy one.
+        """
+        fusion = self.rag.pipeline.fusion.name
+        found = [problem for request in requests for problem in generation.problems(request.args[1], fusion)]
+        if not (isinstance(self, Decoder) and self.decodes):
+            found.append(
+                f"fusion={fusion} generates with decoder-only models of rag-hf alone, as every chunk's next token must "
+                "be at hand; pass fusion=concat, or run a task of multiple choice"
+            )
+        if found:
+            raise ArgumentError(list(dict.fromkeys(found)), "the command")
+
+    def _marginal_text(self, host: Any, requests: list[Any], kwargs: dict[str, Any]) -> list[str]:
+        """What a fusion generates that gives each document a prompt of its own; what has one goes to the host."""
+        marks = [mark_on(request) for request in requests]
+        asked = [(m, r.args[1]) for m, r in zip(marks, requests, strict=True) if m is not None and m.scores]
+        bare = [self._writer.bare(r) for m, r in zip(marks, requests, strict=True) if m is None or not m.scores]
+        quiet = bool(kwargs.get("disable_tqdm")) or self.rank != 0
+        with clock(self._seconds, "scoring"):
+            whole = iter(host(bare, **kwargs) if bare else ())
+            fused = iter(
+                generation.answers(
+                    cast("Decoder", self),
+                    self.rag.pipeline.fusion,
+                    asked,
+                    lambda tokens: self._loglikelihood_tokens(tokens, disable_tqdm=quiet),
+                    jointly=self.world_size > 1,
+                    quiet=quiet,
+                )
+            )
+        return [next(whole if mark is None or not mark.scores else fused) for mark in marks]
+
+    def _marginal(self, host: Any, requests: list[Any], kwargs: dict[str, Any]) -> list[tuple[float, bool]]:
         """Answers of a fusion that gives each document a prompt of its own; what has one prompt goes to the host.
 
         Each token of a continuation is asked for as a request of one token, behind the document's prompt and the
@@ -289,15 +330,7 @@ class RagMixin(_Base):
         prefixes it costs no more tokens than the continuations whole. The flag for the greedy continuation is True
         where it is the greedy one under every document, and so under their mixture; False says that this isn't known.
 
-        Raises:
-            ArgumentError: something is to be generated.
         """
-        if method != "loglikelihood":
-            raise ArgumentError(
-                f"fusion={self.rag.pipeline.fusion.name} answers multiple choice so far, and this task generates; pass "
-                "fusion=concat",
-                "the command",
-            )
         marks = [mark_on(request) for request in requests]
         scores = [() if mark is None else mark.scores for mark in marks]
         bare = [self._writer.bare(r) for r, apart in zip(requests, scores, strict=True) if not apart]

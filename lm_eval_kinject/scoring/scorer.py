@@ -237,13 +237,7 @@ class SharedPrefixScorer:
             self._checked_length = max(self._checked_length, len(seen))
 
     def _tolerance(self, n_scored: int) -> float:
-        """Largest |Δ log p| of `n_scored` tokens that rounding explains; a wrong mask is off by tenths of nats."""
-        model = base_model(self._lm)
-        dtype = self._lm.mixed_precision_dtype or (
-            torch.bfloat16 if getattr(model, "is_quantized", False) else model.dtype
-        )
-        base, each = {torch.float32: (1e-4, 1e-5), torch.float16: (0.02, 0.01)}.get(dtype, (0.1, 0.05))
-        return base + each * n_scored
+        return tolerance(self._lm, n_scored)
 
     def _pays(self, trie: Trie, check_lengths: Sequence[int]) -> bool:
         """Whether sharing promises to be clearly faster, self-check included.
@@ -318,3 +312,11 @@ def _head_share(model: Any) -> float:
     layers = sum(p.numel() for p in model.parameters()) - sum(outer.values())
     size = sum(p.numel() for p in head.parameters()) if head is not None else 0
     return float(size / max(1, layers))
+
+
+def tolerance(lm: Any, n_scored: int) -> float:
+    """Largest |Δ log p| of `n_scored` tokens that rounding explains; a wrong mask is off by tenths of nats."""
+    model = base_model(lm)
+    dtype = lm.mixed_precision_dtype or (torch.bfloat16 if getattr(model, "is_quantized", False) else model.dtype)
+    base, each = {torch.float32: (1e-4, 1e-5), torch.float16: (0.02, 0.01)}.get(dtype, (0.1, 0.05))
+    return base + each * n_scored

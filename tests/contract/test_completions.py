@@ -72,6 +72,11 @@ def test_generated_text_is_rag_hfs(make):
     assert found == make("hf").generate_until([ask(1, "generate_until", dict(gen))])
 
 
+def test_a_fusion_generates_with_rag_hf_alone(make):
+    with pytest.raises(ArgumentError, match="fusion=rag-token generates with decoder-only models of rag-hf alone"):
+        make(fusion="rag-token").generate_until([ask(1, "generate_until", {"until": ["\n"], "max_gen_toks": 4})])
+
+
 def test_a_passing_fault_is_tried_again(make, server):
     lm = make()
     right = lm.loglikelihood([ask(0)])
