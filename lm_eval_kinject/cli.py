@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,6 +23,8 @@ from lm_eval_kinject.errors import ArgumentError, KinjectError
 
 if TYPE_CHECKING:
     from lm_eval_kinject.hub.publish import Plan, Published
+    from lm_eval_kinject.questions.folder import QuestionSet
+    from lm_eval_kinject.questions.ledger import Asker, Expected
 
 
 class _Stopped(Exception):
@@ -52,7 +54,9 @@ index_app = typer.Typer(help="Indexes on disk: build one, look into it, verify i
 corpus_app = typer.Typer(help="Corpora: show one, or make an edition of the newswire.", no_args_is_help=True)
 adapters_app = typer.Typer(help="Published adapters: those that `adapter=NAME` knows.", no_args_is_help=True)
 study_app = typer.Typer(help="Studies: the whole comparison from one file, and its report.", no_args_is_help=True)
+questions_app = typer.Typer(help="A benchmark from any corpus.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
+app.add_typer(questions_app, name="questions")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(index_app, name="index")
 app.add_typer(adapters_app, name="adapters")
@@ -69,6 +73,18 @@ BenchmarkOption = Annotated[
     list[str] | None,
     typer.Option("--benchmark", help="TASK=OWNER/DATASET[#TASK_ID]: a task's benchmark on the Hub, repeatable"),
 ]
+SetArgument = Annotated[Path, typer.Argument(help="a question set's folder, of `kinject questions write`")]
+WriterOption = Annotated[
+    str, typer.Option("--writer", envvar="OPENAI_BASE_URL", help="an endpoint's address, ending in /v1, or hf:MODEL")
+]
+WriterModelOption = Annotated[
+    str | None, typer.Option("--model", help="the endpoint's name of the model; default: the only one that it lists")
+]
+ConcurrencyOption = Annotated[int, typer.Option("--concurrency", help="requests at a time")]
+PriceOption = Annotated[
+    str | None, typer.Option("--price", help="READ,WRITTEN: money for a million tokens, for the estimate and the count")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="of sampling and of all that is drawn")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, or bfloat16 (faster, hits may move)")]
 
 
@@ -332,6 +348,83 @@ def rerun(
     found = run(results, pretrained=pretrained, peft=peft, say=_say)
     print("\n".join(found.lines()))
     raise typer.Exit(int(not found.same))
+
+
+T = TypeVar("T")
+
+
+@questions_app.command("write")
+def questions_write(
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the set; one that is there is gone on with")],
+    writer: WriterOption,
+    corpus: CorpusOption = "current_events",
+    model: WriterModelOption = None,
+    asked: Annotated[int, typer.Option("--asked", help="questions written on a chunk")] = 4,
+    kept: Annotated[int, typer.Option("--kept", help="of these, the most specific")] = 2,
+    tries: Annotated[int, typer.Option("--tries", help="requests for them on a chunk, at most")] = 3,
+    min_words: Annotated[int, typer.Option("--min-words", help="chunks with fewer are left out")] = 40,
+    limit: Annotated[int | None, typer.Option("--limit", help="chunks to write on, drawn by the seed")] = None,
+    words: Annotated[int, typer.Option("--words", help="documents with more are cut")] = 180,
+    seed: SeedOption = 1,
+    concurrency: ConcurrencyOption = 8,
+    price: PriceOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Write four-option questions on a corpus's chunks; what was paid for is kept, and a killed run goes on."""
+    import tempfile
+
+    from lm_eval_kinject.questions.folder import QuestionSet
+    from lm_eval_kinject.questions.write import Settings, chosen_chunks, expected_requests, write_questions
+
+    settings = Settings(seed=seed, asked=asked, kept=kept, tries=tries, min_words=min_words, limit=limit)
+    with tempfile.TemporaryDirectory() as nowhere:
+        folder = Path(nowhere) if dry_run and not (out / "set.json").is_file() else out
+        there = QuestionSet.begin(folder, corpus, words=words)
+        wrote = _ask(
+            there, writer, model, concurrency, price, dry_run,
+            lambda: expected_requests(chosen_chunks(there.corpus.chunks, settings), settings),
+            lambda asker: write_questions(there, asker, settings, _say),
+        )  # fmt: skip
+    if wrote is not None:
+        print(f"{out}: {wrote.questions} questions on {wrote.chunks} chunks, {wrote.short} of which have too few")
+        _print_counts("asked for again or left out", wrote.problems)
+
+
+def _ask(
+    there: QuestionSet,
+    writer: str,
+    model: str | None,
+    concurrency: int,
+    price: str | None,
+    dry_run: bool,
+    expected: Callable[[], Sequence[Expected]],
+    work: Callable[[Asker], T],
+) -> T | None:
+    """Says what a stage will cost, lets it work, and says what it did cost; None: it was only to be said."""
+    from lm_eval_kinject.questions.asking import open_writer
+    from lm_eval_kinject.questions.ledger import Asker, Prices
+
+    prices = Prices.parse(price) if price else None
+    with there.locked() as ledger:
+        asker = Asker(open_writer(writer, model=model, concurrency=concurrency), ledger)
+        _say(f"{asker.writer.name}: {asker.estimate(expected()).forecast(prices)}")
+        if dry_run:
+            return None
+        try:
+            return work(asker)
+        finally:
+            _say(asker.spent.line(prices))
+            _say_counts("waited out", asker.writer.faults)
+
+
+def _print_counts(what: str, counts: Mapping[str, int]) -> None:
+    if counts:
+        print(f"{what}: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
+
+
+def _say_counts(what: str, counts: Mapping[str, int]) -> None:
+    if counts:
+        _say(f"{what}: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
 
 
 def _study_folder(study: str, out: Path | None) -> Path:
