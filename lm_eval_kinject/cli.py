@@ -390,6 +390,33 @@ def questions_write(
         _print_counts("asked for again or left out", wrote.problems)
 
 
+@questions_app.command("verify")
+def questions_verify(
+    folder: SetArgument,
+    writer: WriterOption,
+    model: WriterModelOption = None,
+    tries: Annotated[int, typer.Option("--tries", help="without the passage, the options turned each time")] = 3,
+    seed: SeedOption = 1,
+    concurrency: ConcurrencyOption = 8,
+    price: PriceOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Ask a model each question with its passage and without; flag what is known anyway, open, or wrong."""
+    from lm_eval_kinject.questions.folder import QuestionSet
+    from lm_eval_kinject.questions.verify import check_tries, expected_requests, verify_questions
+
+    check_tries(tries)
+    there = QuestionSet.open(folder)
+    found = _ask(
+        there, writer, model, concurrency, price, dry_run,
+        lambda: expected_requests(there, there.questions(), tries, seed),
+        lambda asker: verify_questions(there, asker, _say, tries=tries, seed=seed),
+    )  # fmt: skip
+    if found is not None:
+        print(f"{folder}: {found.sound} of {found.questions} questions have no flag")
+        _print_counts("flagged", found.flags)
+
+
 def _ask(
     there: QuestionSet,
     writer: str,
