@@ -417,6 +417,38 @@ def questions_verify(
         _print_counts("flagged", found.flags)
 
 
+@questions_app.command("export")
+def questions_export(
+    folder: SetArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder to write (must not be there yet)")],
+    name: Annotated[str | None, typer.Option("--name", help="of the tasks; default: the folder's")] = None,
+    subject: Annotated[str, typer.Option("--subject", help="the questions are about it, says the prompt")] = "the news",
+    few_shot: Annotated[int, typer.Option("--few-shot", help="questions for few-shot examples, at least")] = 5,
+    validation: Annotated[
+        float, typer.Option("--validation", help="share of the questions for choosing settings")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option("--seed", help="of which documents go to which split")] = 1,
+) -> None:
+    """Write the questions that stand as lm_eval tasks and as a data set that `kinject push` takes."""
+    from lm_eval_kinject.questions.export import Settings, export_set
+    from lm_eval_kinject.questions.folder import QuestionSet
+
+    named = name if name is not None else out.resolve().name.lower().replace("-", "_")
+    settings = Settings(named, subject=subject, few_shot=few_shot, validation=validation, seed=seed)
+    there = QuestionSet.open(folder)
+    done = export_set(there, out, settings)
+    print(f"{out}: {', '.join(f'{split} {count}' for split, count in done.questions.items())}")
+    _print_counts("left out", done.settled.dropped)
+    if done.settled.unverified:
+        _say(f"{done.settled.unverified} questions are unverified and unreviewed: `kinject questions verify` asks them")
+    if not there.corpus.licence or "not" in there.corpus.licence.split():
+        _say(f"licence of the texts: {there.corpus.licence or 'not stated'}; find out before you publish them")
+    print("Score a model on it (pretrained=MODEL in model_args; default: the embedded reader), or publish it:")
+    path = shlex.quote(str(out))
+    print(f"  lm_eval --model rag-hf --model_args retriever=minilm,k=3 --include_path {path} --tasks {named}_cloze")
+    print(f"  kinject push {path} --as dataset --to OWNER/{named}")
+
+
 def _ask(
     there: QuestionSet,
     writer: str,
