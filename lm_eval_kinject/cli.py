@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lm_eval_kinject.hub.publish import Plan, Published
     from lm_eval_kinject.questions.folder import QuestionSet
     from lm_eval_kinject.questions.ledger import Asker, Expected
+    from lm_eval_kinject.questions.wordings import Settings as WordingSettings
 
 
 class _Stopped(Exception):
@@ -415,6 +416,83 @@ def questions_verify(
     if found is not None:
         print(f"{folder}: {found.sound} of {found.questions} questions have no flag")
         _print_counts("flagged", found.flags)
+
+
+@questions_app.command("paraphrase")
+def questions_paraphrase(
+    folder: SetArgument,
+    writer: WriterOption,
+    model: WriterModelOption = None,
+    count: Annotated[int, typer.Option("-n", "--n", help="of each chunk that is asked about")] = 10,
+    validation: Annotated[int, typer.Option("--validation", help="further ones, for choosing training settings")] = 0,
+    validation_chunks: Annotated[int, typer.Option("--validation-chunks", help="chunks that have these")] = 240,
+    tries: Annotated[int, typer.Option("--tries", help="requests for them on a chunk, at most")] = 4,
+    seed: SeedOption = 1,
+    concurrency: ConcurrencyOption = 8,
+    price: PriceOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Write paraphrases of the chunks that are asked about; lost and invented facts are asked for again."""
+    from lm_eval_kinject.questions.wordings import Settings
+
+    settings = Settings(count=count, validation=validation, validation_chunks=validation_chunks, tries=tries, seed=seed)
+    _wordings(folder, settings, writer, model, concurrency, price, dry_run)
+
+
+@questions_app.command("augment")
+def questions_augment(
+    folder: SetArgument,
+    writer: WriterOption,
+    style: Annotated[
+        Literal["entigraph", "qa", "active-reading"], typer.Option("--style", help="how texts come about")
+    ],
+    model: WriterModelOption = None,
+    count: Annotated[int, typer.Option("-n", "--n", help="texts of each chunk that is asked about")] = 10,
+    tries: Annotated[int, typer.Option("--tries", help="requests for a text, at most, on average")] = 4,
+    seed: SeedOption = 1,
+    concurrency: ConcurrencyOption = 8,
+    price: PriceOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Write other training texts of these chunks: relations of entities, questions with answers, ways of studying."""
+    from lm_eval_kinject.questions.wordings import Settings
+
+    _wordings(folder, Settings(style, count, tries=tries, seed=seed), writer, model, concurrency, price, dry_run)
+
+
+def _wordings(
+    folder: Path,
+    settings: WordingSettings,
+    writer: str,
+    model: str | None,
+    concurrency: int,
+    price: str | None,
+    dry_run: bool,
+) -> None:
+    from lm_eval_kinject.questions.folder import QuestionSet
+    from lm_eval_kinject.questions.wordings import expected_requests, write_wordings
+
+    there = QuestionSet.open(folder)
+    found = _ask(
+        there, writer, model, concurrency, price, dry_run,
+        lambda: expected_requests(there, settings),
+        lambda asker: write_wordings(there, asker, settings, _say),
+    )  # fmt: skip
+    if found is None:
+        return
+    path = folder / f"{settings.stage}.jsonl"
+    held = f" and {found.held_out} for validation" if found.held_out else ""
+    print(f"{path}: {found.texts - found.held_out} texts of {found.chunks} chunks, {found.words} words{held}")
+    _print_counts("asked for again or left out", found.problems)
+    if (of := found.diversity) is not None:
+        print(f"distinct words {of.distinct_1:.3f}, pairs {of.distinct_2:.3f}; two texts of a chunk share")
+        print(f"{of.overlap_1:.3f} of their words and {of.overlap_2:.3f} of their pairs (Jaccard)")
+    if found.short:
+        _say(
+            f"{found.short} chunks have fewer than {settings.count + settings.validation}: train with paraphrases: "
+            f"{found.every}, or run again with more --tries"
+        )
+    print(f"Train on them: --set paraphrases_file={shlex.quote(str(path))}, or on the exported set's corpus")
 
 
 @questions_app.command("export")
