@@ -460,6 +460,31 @@ def questions_augment(
     _wordings(folder, Settings(style, count, tries=tries, seed=seed), writer, model, concurrency, price, dry_run)
 
 
+@questions_app.command("check")
+def questions_check(
+    folder: Annotated[str, typer.Argument(help="an exported set's folder, or the name of a bundled task folder")],
+    closed_book: Annotated[
+        str | None, typer.Option("--closed-book", help="a model to ask without any text: a Hub id, a folder, or reader")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="questions that it is asked")] = None,
+) -> None:
+    """Look for what gives answers away: cues in options, overlaps, known answers (exit code 1: something was found)."""
+    from lm_eval_kinject.questions.check import check_folder
+
+    found = check_folder(folder, closed_book=closed_book, limit=limit)
+    table = Table(show_edge=False, pad_edge=False)
+    for title in ("", "what", "questions", "share, 95 %", "by chance"):
+        table.add_column(title, overflow="fold")
+    for one in found:
+        mark = "[red]fault[/]" if one.fault else ""
+        by_chance = "" if one.chance is None else f"{100 * one.chance:.1f} %"
+        table.add_row(mark, escape(one.what), f"{one.count} of {one.of}", one.share.percent(), by_chance)
+    _out.print(table)
+    faults = sum(one.fault for one in found)
+    print(f"\n{faults} fault{'s' * (faults != 1)}" if faults else "\nNothing gives answers away.")
+    raise typer.Exit(int(faults > 0))
+
+
 def _wordings(
     folder: Path,
     settings: WordingSettings,

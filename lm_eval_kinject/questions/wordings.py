@@ -260,7 +260,8 @@ def write_wordings(there: QuestionSet, asker: Asker, settings: Settings, say: Sa
 
 def _rows(made: Sequence[_Texts], settings: Settings) -> tuple[list[Row], list[Row]]:
     """Rows for training and for validation; numbers go on from one to the other, as the bundled edition's do."""
-    rows, held_out = [], []
+    rows: list[Row] = []
+    held_out: list[Row] = []
     for one in made:
         for number, text in enumerate(one.good, start=1):
             row = {"chunk": one.chunk.id, "number": number, "text": text}

@@ -1,4 +1,4 @@
-"""Exporting: splits, tables, tasks and card, from a set that is written down by hand."""
+"""Exporting: splits, tables, tasks and card, from a set written down by hand; and what else needs a model loaded."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import pytest
 import yaml
 from helpers.hub_fixture import local_hub
 from helpers.local_tasks import ROOT, evaluate, prompts
+from helpers.tiny_models import make_tiny
 from lm_eval.tasks import TaskManager
 
 import lm_eval_kinject.models.rag_hf  # noqa: F401
 from lm_eval_kinject.corpus import load_corpus
-from lm_eval_kinject.errors import ArgumentError, CorpusError
+from lm_eval_kinject.errors import ArgumentError, CorpusError, ModelError
 from lm_eval_kinject.hub.push import push_dataset
+from lm_eval_kinject.questions.asking import Request, open_writer
+from lm_eval_kinject.questions.check import check_folder
 from lm_eval_kinject.questions.export import Settings, export_set, split_by_document
 from lm_eval_kinject.questions.folder import QuestionSet, fingerprint_question
 
@@ -185,3 +188,28 @@ def test_settings_that_make_no_task() -> None:
     assert len(error.value.problems) == 4
     with pytest.raises(ArgumentError, match="that of a bundled task"):
         Settings("current_events")
+
+
+def test_a_model_is_asked_closed_book(there: QuestionSet, tmp_path: Path) -> None:
+    export_set(there, tmp_path / "out", Settings("bridges", few_shot=2, validation=0.3))
+    found = check_folder(str(tmp_path / "out"), closed_book="reader", limit=3)[-1]
+    assert (found.what, found.of, found.chance) == ("reader answers bridges_cloze closed-book", 3, 0.25)
+    assert not found.fault  # with three questions nothing is above chance for certain
+    assert 0 <= found.count <= 3
+
+
+def test_a_model_on_this_machine_writes(tmp_path: Path) -> None:
+    folder = make_tiny("llama", tmp_path / "model")
+    writer = open_writer(f"hf:{folder}")
+    request = Request("You write.", "Write.", seed=3, most_tokens=5)
+    first = writer.ask(request)
+    assert first == writer.ask(request)  # the seed decides
+    assert first.metered
+    assert 1 <= first.completion_tokens <= 5
+    assert (first.finish == "length") is (first.completion_tokens == 5)
+    assert writer.name.startswith("hf:")
+    assert str(tmp_path) not in writer.name
+    with pytest.raises(ModelError, match="doesn't fit the window"):
+        writer.ask(Request("You write.", "word " * 3000))
+    with pytest.raises(ModelError, match="can't be loaded"):
+        open_writer(f"hf:{tmp_path / 'nothing'}")
