@@ -10,7 +10,7 @@ from lm_eval_kinject.cli.shell import app, main
 
 # They register their commands, which --help lists in this order.
 # isort: off
-from lm_eval_kinject.cli import corpora, training, studies, pages, hub  # noqa: F401
+from lm_eval_kinject.cli import corpora, questions, training, studies, pages, hub  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

@@ -24,10 +24,13 @@ from lm_eval_kinject.corpus.sources.newswire.kind import Kind
 __all__ = [
     "GivenAway",
     "co_occurrence",
+    "co_occurrence_guesses",
     "distinct_n",
     "given_away_by_type",
     "guessers",
+    "guesses",
     "learnt_from_texts",
+    "learnt_guesses",
     "mean_overlap",
     "wordings_by_chunk",
 ]
@@ -65,6 +68,11 @@ def guessers(questions: Sequence[Row], chunks: Sequence[Row]) -> dict[str, float
     Returns:
         Name of the rule → share of right answers.
     """
+    return {name: _share(questions, picked) for name, picked in guesses(questions, chunks).items()}
+
+
+def guesses(questions: Sequence[Row], chunks: Sequence[Row]) -> dict[str, list[int]]:
+    """The same question by question: name of the rule → the place that it picks for each."""
     asked = {row["source_chunk"] for row in questions}
     everywhere = Counter(value for row in chunks for value in json.loads(row["facts"]).values())
     sources = Counter(value for row in chunks if row["id"] in asked for value in json.loads(row["facts"]).values())
@@ -95,10 +103,10 @@ def guessers(questions: Sequence[Row], chunks: Sequence[Row]) -> dict[str, float
         "the first in the alphabet": lambda choices: [-sorted(choices).index(choice) for choice in choices],
     }
     most = max(len(row["choices"]) for row in questions)
-    shares = {f"always {'ABCDEFGH'[i]}": _share(questions, [i] * len(questions)) for i in range(most)}
+    picked = {f"always {'ABCDEFGH'[i]}": [i] * len(questions) for i in range(most)}
     for name, rule in rules.items():
-        shares[name] = _share(questions, [_place_of_best(rule(row["choices"]), rng) for row in questions])
-    return shares
+        picked[name] = [_place_of_best(rule(row["choices"]), rng) for row in questions]
+    return picked
 
 
 def co_occurrence(questions: Sequence[Row], chunks: Sequence[Row]) -> float:
@@ -107,6 +115,11 @@ def co_occurrence(questions: Sequence[Row], chunks: Sequence[Row]) -> float:
     The names are the words with a capital behind the first word. Each of the other chunks in which an option is a
     fact counts for it with the names that it has too, rare ones more (inverse document frequency).
     """
+    return _share(questions, co_occurrence_guesses(questions, chunks))
+
+
+def co_occurrence_guesses(questions: Sequence[Row], chunks: Sequence[Row]) -> list[int]:
+    """What that someone picks for each question."""
     words = {row["id"]: set(_words(row["text"])) for row in chunks}
     found = Counter(word for each in words.values() for word in each)
     holders: dict[str, list[str]] = defaultdict(list)
@@ -114,7 +127,7 @@ def co_occurrence(questions: Sequence[Row], chunks: Sequence[Row]) -> float:
         for value in json.loads(row["facts"]).values():
             holders[value].append(row["id"])
     rng = random.Random(0)  # between equals
-    guesses = []
+    picked = []
     for row in questions:
         gold = {row["source_chunk"], *row.get("source_chunks", ())}
         names = {word.lower() for word in re.findall(r"(?<!^)\b[A-Z][a-z]+", row["question"])}
@@ -123,8 +136,8 @@ def co_occurrence(questions: Sequence[Row], chunks: Sequence[Row]) -> float:
             sum(weight[word] for chunk in holders[choice] if chunk not in gold for word in weight.keys() & words[chunk])
             for choice in row["choices"]
         ]
-        guesses.append(_place_of_best(scores, rng))
-    return _share(questions, guesses)
+        picked.append(_place_of_best(scores, rng))
+    return picked
 
 
 _FEATURES, _STEPS, _RATE, _DECAY = 4096, 300, 0.5, 1e-3
@@ -140,17 +153,22 @@ def learnt_from_texts(questions: Sequence[Row], *, inverted: bool = False) -> fl
         questions: with ``choices``, ``answer`` and ``source_chunk``.
         inverted: pick the option that looks least right (what is right here may be wrong there, and a sign is a cue).
     """
+    return _share(questions, learnt_guesses(questions, inverted=inverted))
+
+
+def learnt_guesses(questions: Sequence[Row], *, inverted: bool = False) -> list[int]:
+    """What that classifier picks for each question."""
     places = sorted({row["source_chunk"] for row in questions})
     half = {chunk: n % 2 for n, chunk in enumerate(random.Random(0).sample(places, len(places)))}
     features = np.stack([[_hashed(choice) for choice in row["choices"]] for row in questions])  # [asked, options, F]
     answers = np.array([row["answer"] for row in questions])
     side = np.array([half[row["source_chunk"]] for row in questions])
-    right = 0
+    picked = np.zeros(len(questions), dtype=np.int64)
     for learnt in (0, 1):
         weights = _conditional_logit(features[side == learnt], answers[side == learnt])
         scores = features[side != learnt] @ (-weights if inverted else weights)
-        right += int((scores.argmax(axis=1) == answers[side != learnt]).sum())
-    return right / len(questions)
+        picked[side != learnt] = scores.argmax(axis=1)
+    return [int(place) for place in picked]
 
 
 def _hashed(text: str) -> np.ndarray:
