@@ -196,10 +196,8 @@ def _wordings(
         print(f"distinct words {of.distinct_1:.3f}, pairs {of.distinct_2:.3f}; two texts of a chunk share")
         print(f"{of.overlap_1:.3f} of their words and {of.overlap_2:.3f} of their pairs (Jaccard)")
     if found.short:
-        say(
-            f"{found.short} chunks have fewer than {settings.count + settings.validation}: train with paraphrases: "
-            f"{found.every}, or run again with more --tries"
-        )
+        remedy = f"train with paraphrases: {found.every}, or run again" if found.every else "run again"
+        say(f"{found.short} of {found.chunks} chunks have fewer texts than asked for: {remedy} with more --tries")
     print(f"Train on them: --set paraphrases_file={shlex.quote(str(path))}, or on the exported set's corpus")
 
 
@@ -227,8 +225,8 @@ def questions_export(
     _print_counts("left out", done.settled.dropped)
     if done.settled.unverified:
         say(f"{done.settled.unverified} questions are unverified and unreviewed: `kinject questions verify` asks them")
-    if not there.corpus.licence or "not" in there.corpus.licence.split():
-        say(f"licence of the texts: {there.corpus.licence or 'not stated'}; find out before you publish them")
+    if not there.licence or "not" in there.licence.split():
+        say(f"licence of the texts: {there.licence or 'not stated'}; find out before you publish them")
     print("Score a model on it (pretrained=MODEL in model_args; default: the embedded reader), or publish it:")
     path = shlex.quote(str(out))
     print(f"  lm_eval --model rag-hf --model_args retriever=minilm,k=3 --include_path {path} --tasks {named}_cloze")

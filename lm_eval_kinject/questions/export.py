@@ -260,7 +260,7 @@ def _card(
         stem = file.removesuffix(".parquet")
         configs.setdefault(stem if folder == "corpus" else "data", {})[stem if folder == "data" else "train"] = path
     front = {
-        **_licence(there.corpus.licence),
+        **_licence(there.licence),
         "pretty_name": settings.name,
         "task_categories": ["question-answering"],
         "tags": ["knowledge-injection", "lm-evaluation-harness", "synthetic"],
@@ -325,7 +325,7 @@ def _source(there: QuestionSet, splits: Splits) -> list[str]:
         f"- corpus: {told['name']} ({told['source']}{revision})",
         f"- chunks: {len(there.corpus):,}, fingerprint `{told['fingerprint'][:16]}…`",
         f"- window: {window}",
-        f"- licence of the texts: {told['licence'] or 'not stated'}",
+        f"- licence of the texts: {there.licence or 'not stated'}",
     ]
 
 
@@ -357,6 +357,6 @@ def _limits(there: QuestionSet, stands: Settled) -> list[str]:
         found.append("- No person has looked at these questions.")
     if stands.unverified:
         found.append(f"- {stands.unverified} questions were neither verified nor reviewed.")
-    if not there.corpus.licence:
+    if not there.licence:
         found.append("- The corpus states no licence: find out what its texts allow before you pass them on.")
     return found

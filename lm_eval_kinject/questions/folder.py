@@ -158,6 +158,12 @@ class QuestionSet:
             raise CorpusError(f"{self.folder} has no questions yet: run `kinject questions write`.")
         return rows
 
+    @property
+    def licence(self) -> str | None:
+        """Of the corpus, as its source states it."""
+        stated = self.manifest["corpus"]["licence"]
+        return None if stated is None else str(stated)
+
     def chunk(self, identifier: str) -> Chunk:
         """A chunk by its id."""
         return self.corpus.by_id[identifier]

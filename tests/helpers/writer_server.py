@@ -151,7 +151,9 @@ def _handler(server: WriterServer) -> type[BaseHTTPRequestHandler]:
 
 def scripted(system: str, user: str, seed: int) -> str:
     """An honest answer to any request of the room: dull, but true to the passage."""
-    passage = user.partition("Passage:\n")[2].partition("\n\n")[0]
+    told = user.partition("Passage:\n")[2]
+    end = re.search(r"\n\n(?:Write \d|Questions:|Entities:|The way:|Name \d)", told)
+    passage = told[: end.start()] if end else told.rpartition("\n\n")[0]
     tasks: dict[str, Callable[[str, str, int], Any]] = {
         "You write multiple choice": _questions,
         "You order questions": _order,

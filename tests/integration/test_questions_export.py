@@ -119,6 +119,28 @@ def test_the_card(there: QuestionSet, tmp_path: Path) -> None:
     assert str(tmp_path) not in page
 
 
+def test_the_card_states_the_licence_of_the_texts(there: QuestionSet, tmp_path: Path) -> None:
+    def licensed(licence: str) -> tuple[dict[str, Any], str]:
+        folder = tmp_path / licence[:4]
+        (folder / "news").mkdir(parents=True)
+        (folder / "news" / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+        text = (there.folder / "chunks.jsonl").read_text()
+        (folder / "news" / "chunks.jsonl").write_text(text)
+        other = QuestionSet.begin(folder / "set", str(folder / "news"))
+        other.write("questions.jsonl", there.questions())
+        other.record("write", there.manifest["stages"]["write"])
+        export_set(QuestionSet.open(folder / "set"), folder / "out", Settings("bridges"))
+        _, front, page = (folder / "out" / "README.md").read_text().split("---\n", 2)
+        return yaml.safe_load(front), page
+
+    card, page = licensed("CC-BY-4.0")
+    assert card["license"] == "cc-by-4.0"
+    assert "- licence of the texts: CC-BY-4.0" in page
+    assert "states no licence" not in page
+    card, _ = licensed("Ours alone (see the door)")
+    assert (card["license"], card["license_name"]) == ("other", "ours-alone-see-the-door")
+
+
 def test_it_is_scored_where_it_lies(there: QuestionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KINJECT_CACHE", str(tmp_path / "cache"))
     export_set(there, tmp_path / "out", Settings("bridges", subject="bridges", few_shot=2, validation=0.3))
