@@ -73,7 +73,7 @@ def test_the_folder(there: QuestionSet, tmp_path: Path) -> None:
     flagged = there.questions()[4]
     there.write("verdicts.jsonl", [{"id": flagged["id"], "of": fingerprint_question(flagged), "flags": ["known"]}])
     done = export_set(there, tmp_path / "out", Settings("bridges", subject="bridges", few_shot=2, validation=0.3))
-    assert done.tasks == ("bridges", "bridges_cloze")
+    assert done.tasks == ("bridges", "bridges_cloze", "bridges_gen")
     assert done.questions == {"test": 4, "validation": 3, "dev": 2}  # nine stand
     assert done.settled.dropped == {"known": 1}
     splits = {split: table(tmp_path / "out", f"data/{split}.parquet") for split in done.questions}
@@ -144,7 +144,7 @@ def test_the_card_states_the_licence_of_the_texts(there: QuestionSet, tmp_path: 
 def test_it_is_scored_where_it_lies(there: QuestionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KINJECT_CACHE", str(tmp_path / "cache"))
     export_set(there, tmp_path / "out", Settings("bridges", subject="bridges", few_shot=2, validation=0.3))
-    tasks = ["bridges", "bridges_cloze"]
+    tasks = ["bridges", "bridges_cloze", "bridges_gen"]
     manager = TaskManager(include_defaults=False, include_path=[str(tmp_path / "out"), str(ROOT / "tasks")])
     result = evaluate("rag-hf", {"retriever": "oracle", "k": 1}, tasks, manager, num_fewshot=1, limit=2)
     examples = table(tmp_path / "out", "data/dev.parquet")
@@ -155,6 +155,7 @@ def test_it_is_scored_where_it_lies(there: QuestionSet, tmp_path: Path, monkeypa
             town = sample["doc"]["question"].removesuffix("?").split()[-1]
             assert f"The bridge at {town} was opened by" in prompt
             assert examples[0]["question"] in prompt
+    assert set(result["results"]["bridges_gen"]) >= {"exact_match,none", "f1,none", "answer_in_text,none"}
     assert prompts(result, "bridges")[0].startswith(
         "The following are multiple choice questions (with answers) about bridges.\n\n"
     )
