@@ -12,8 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import sysconfig
+import tarfile
 import textwrap
 import zipfile
 from collections.abc import Callable
