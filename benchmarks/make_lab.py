@@ -7,6 +7,7 @@ README.md, the reader's card and docs/log.md quote figures, and take them by han
     make lab                                                  all of it, for the newest edition
     make lab LAB_ARGS=--dry-run                               which stages are up to date, and what the others take
     make lab LAB_ARGS="--device cuda --reader-args '--workers 4 --tokens 8192 --mixed-steps 1600'"
+    make lab LAB_ARGS="--reader-args '--mixed-steps 3000' --reader-args '--mixed-steps 2000 --shares letters=2'"
     python benchmarks/make_lab.py --only edition,reader
 
 The one idea: a stage is up to date when what it was made from still has the fingerprint that it had, all that it makes
@@ -14,12 +15,14 @@ is there and unchanged, and the stages before it are up to date. What is noted i
 unfinished (the reader, a training) lies in a folder named by what it is made from and goes on by itself.
 
 The reader starts from the one in the package when this is first run, of which ``runs/lab/start`` keeps a copy; with
-``--scratch`` from nothing, which takes about two hours more. ``--reader-args`` are remembered for the runs after.
+``--scratch`` from nothing, which takes about two hours more. Given several times, ``--reader-args`` make several legs,
+each from where the one before ended. They are remembered for the runs after.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import shutil
@@ -159,7 +162,7 @@ class Lab:
         work: where unfinished things and reports lie.
         edition: of the newswire.
         device: of the reader's training.
-        reader_args: further arguments of `pretrain`.
+        reader_args: further arguments of `pretrain`, for each leg of the reader's training; none: one leg without.
         scratch: whether the reader starts from nothing.
     """
 
@@ -169,12 +172,12 @@ class Lab:
         work: Path,
         edition: int,
         device: str = "cpu",
-        reader_args: Sequence[str] = (),
+        reader_args: Sequence[Sequence[str]] = (),
         scratch: bool = False,
     ) -> None:
         self.scratch = scratch
         self.root, self.work, self.edition, self.device = root, work, edition, device
-        self.reader_args = tuple(reader_args)
+        self.legs = [tuple(arguments) for arguments in reader_args] or [()]
         self.tasks = root / "tasks" / "current_events"
         self.assets = root / "lm_eval_kinject" / "assets" / "reader"
         self.docs = root / "docs" / "reader"
@@ -281,17 +284,26 @@ class Lab:
 
         start = self.work / "start" if (self.work / "start").is_dir() else self.assets
         weights = None if self.scratch else fingerprint_file(start / "model.safetensors")
-        return [seen(self.edition), self.reader_args, weights]
+        return [seen(self.edition), self.legs, weights]
+
+    def _readers(self) -> list[Path]:
+        """A folder for each leg, named by all that led there."""
+        edition, legs, weights = self._reader_inputs()
+        made = [fingerprint([edition, legs[: n + 1], weights])[:8] for n in range(len(legs))]
+        return [self.work / f"reader-{name}" for name in made]
 
     def _reader(self) -> Path:
-        return self.work / f"reader-{fingerprint(self._reader_inputs())[:8]}"
+        return self._readers()[-1]
 
     def _train_reader(self) -> None:
         start = [] if self.scratch else ["--start", str(self._start())]
-        self._python(
-            "-m", "kinject_trainer.reader.pretrain", "--edition", str(self.edition), *start, "--device", self.device,
-            "--probe-after-training", *self.reader_args, "--out", str(self._reader()),
-        )  # fmt: skip
+        for folder, arguments in zip(self._readers(), self.legs, strict=True):
+            if not (folder / "model").is_dir():
+                self._python(
+                    "-m", "kinject_trainer.reader.pretrain", "--edition", str(self.edition), *start,
+                    "--device", self.device, "--probe-after-training", *arguments, "--out", str(folder),
+                )  # fmt: skip
+            start = ["--start", str(folder / "model")]
 
     def _reader_model(self) -> str | None:
         return digest(self._reader() / "model")
@@ -303,7 +315,12 @@ class Lab:
         for name in READER_FILES:
             with atomic_write(self.assets / name) as file:
                 file.write((self._reader() / "model" / name).read_bytes())
-        shutil.copyfile(self._reader() / "log.jsonl", self.docs / "log.jsonl")
+        with atomic_write(self.docs / "log.jsonl", "w") as log:
+            for leg, folder in enumerate(self._readers(), 1):
+                for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+                    entry = json.loads(line)
+                    entry["phase"] += f", leg {leg}" if leg > 1 else ""
+                    log.write(json.dumps(entry) + "\n")
         self._python(
             "-m", "kinject_trainer.reader.curve", str(self.docs / "log.jsonl"), str(self.docs / "curve.png")
         )  # fmt: skip
@@ -453,11 +470,11 @@ def plan(stages: Sequence[Stage], notes: Notes) -> list[str]:
     return [*lines, f"{sum(not d for d in done.values())} of {len(done)} to do, about {left:.0f} min on two CPU cores"]
 
 
-def remembered(file: Path, given: str | None, *, keep: bool) -> list[str]:
-    """The arguments given, or those of last time: without them a reader that was made with them would be made again."""
+def remembered(file: Path, given: Sequence[str] | None, *, keep: bool) -> list[list[str]]:
+    """Each leg's arguments, or those of last time: without them a reader made with them would be made again."""
     if given is None:
         return list(read_json(file)) if file.is_file() else []
-    arguments = shlex.split(given)
+    arguments = [shlex.split(leg) for leg in given]
     if keep:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, arguments)
@@ -472,7 +489,11 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--only", default="", help="some stages, separated by commas")
     parser.add_argument("--device", default="cpu", help="of the reader's training: cpu (default), cuda")
-    parser.add_argument("--reader-args", help="further arguments of kinject_trainer.reader.pretrain; remembered")
+    parser.add_argument(
+        "--reader-args",
+        action="append",
+        help="further arguments of kinject_trainer.reader.pretrain; again: a further leg from there; remembered",
+    )
     parser.add_argument("--scratch", action="store_true", help="train the reader from nothing, two hours more")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "lab", help="folder of what is unfinished")
     given = parser.parse_args()

@@ -124,10 +124,10 @@ def test_a_dry_run_counts_what_is_left(tmp_path: Path) -> None:
 def test_the_readers_arguments_are_remembered(tmp_path: Path) -> None:
     file = tmp_path / "work" / "args.json"
     assert lab.remembered(file, None, keep=True) == []
-    assert lab.remembered(file, "--dropout 0.1", keep=False) == ["--dropout", "0.1"]
+    assert lab.remembered(file, ["--dropout 0.1"], keep=False) == [["--dropout", "0.1"]]
     assert not file.exists()
-    assert lab.remembered(file, "--dropout 0.1", keep=True) == ["--dropout", "0.1"]
-    assert lab.remembered(file, None, keep=True) == ["--dropout", "0.1"]
+    assert lab.remembered(file, ["--dropout 0.1", "--seed 1"], keep=True) == [["--dropout", "0.1"], ["--seed", "1"]]
+    assert lab.remembered(file, None, keep=True) == [["--dropout", "0.1"], ["--seed", "1"]]
 
 
 # The lab's own stages, with a stand-in for what takes hours -----------------------------------------------------------
@@ -174,7 +174,7 @@ class StandIn:
             assert out is not None
             shutil.copytree(ROOT / "lm_eval_kinject" / "assets" / "reader", out / "model")
             (out / "model" / "model.safetensors").write_bytes(b"new weights")
-            (out / "log.jsonl").write_text("{}\n")
+            (out / "log.jsonl").write_text('{"phase": "mixed"}\n')
         elif "kinject_trainer recipe" in command or "kinject_trainer reader-" in command:
             assert out is not None
             out.mkdir(parents=True)
@@ -207,7 +207,7 @@ def test_the_lab_is_made_once_in_order_and_goes_on(checkout: Path, monkeypatch: 
     work = checkout / "runs" / "lab"
 
     def stages() -> list[Any]:
-        return list(lab.Lab(checkout, work, 2).stages())
+        return list(lab.Lab(checkout, work, 2, reader_args=[["--seed", "1"], ["--seed", "2"]]).stages())
 
     def make() -> list[str]:
         stand_in.commands.clear()
@@ -220,7 +220,11 @@ def test_the_lab_is_made_once_in_order_and_goes_on(checkout: Path, monkeypatch: 
     with pytest.raises(lab.LabError, match="stopped at"):
         make()
     stand_in.fails_at = "nothing"
-    assert "pretrain" in stand_in.commands[0]
+    first, second = stand_in.commands[:2]
+    for command, start, seed in ((first, "start", 1), (second, "model", 2)):
+        assert re.search(rf"pretrain .*--start {start} .*--seed {seed} ", command)
+    log = (checkout / "docs" / "reader" / "log.jsonl").read_text()
+    assert log == '{"phase": "mixed"}\n{"phase": "mixed, leg 2"}\n'
     left = make()
     assert not any("pretrain" in command for command in left)  # two hours that aren't spent again
     assert [c for c in left if "-m lm_eval_kinject" in c] != []
