@@ -207,21 +207,19 @@ class Slot:
         name: of the step; where there is a choice, also of the argument that makes it.
         about: what the step does: the argument's line in the docs.
         default: the stage that stands there if none is asked for; None: there is one stage, and no choice.
-        later: names that are planned but not there yet.
         stages: what may stand there, by name.
     """
 
     name: str
     about: str
     default: str | None = None
-    later: tuple[str, ...] = ()
     stages: dict[str, type[Stage]] = field(default_factory=dict)
 
     def choose(self, value: Any) -> type[Stage]:
         """The stage asked for (lm_eval reads the word ``none`` as None).
 
         Raises:
-            ArgumentError: it is unknown, or not available yet.
+            ArgumentError: it is unknown.
         """
         if self.default is None:
             return next(iter(self.stages.values()))
@@ -235,9 +233,7 @@ class Slot:
                 if stage.open.takes(word):
                     return stage
                 offered += f", or {stage.open.about}"
-        if word in self.later:
-            raise ArgumentError(f"{self.name}={word} is not yet available; remove it, or {offered}")
-        raise ArgumentError(f"{self.name}={word} is unknown{near(word, (*named, *self.later))}; {offered}")
+        raise ArgumentError(f"{self.name}={word} is unknown{near(word, named)}; {offered}")
 
 
 SLOTS: dict[str, Slot] = {}
@@ -246,9 +242,9 @@ SLOTS: dict[str, Slot] = {}
 _Declared = TypeVar("_Declared", bound=type[Stage])
 
 
-def slot(name: str, about: str, default: str | None = None, later: tuple[str, ...] = ()) -> Slot:
+def slot(name: str, about: str, default: str | None = None) -> Slot:
     """Declares a slot; see `Slot`."""
-    return SLOTS.setdefault(name, Slot(name, about, default, later))
+    return SLOTS.setdefault(name, Slot(name, about, default))
 
 
 def register(stage: _Declared) -> _Declared:

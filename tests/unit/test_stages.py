@@ -8,13 +8,12 @@ from typing import ClassVar
 import pytest
 
 from lm_eval_kinject import stages
-from lm_eval_kinject.errors import ArgumentError
 
 
 @pytest.fixture
 def colours(monkeypatch):
     monkeypatch.setattr(stages, "SLOTS", {})
-    stages.slot("colour", "which colour it has", default="none", later=("plaid",))
+    stages.slot("colour", "which colour it has", default="none")
 
     @stages.register
     @dataclass(frozen=True)
@@ -54,18 +53,14 @@ def test_it_takes_what_names_no_other(colours):
 
 @pytest.mark.parametrize(
     ("word", "guess"),
-    [("nne", " (did you mean none?)"), ("by-recipe", ""), ("recipe", ""), ("plain", " (did you mean plaid?)")],
+    [("nne", " (did you mean none?)"), ("by-recipe", ""), ("recipe", "")],
 )
 def test_what_is_neither_is_a_misspelt_name(colours, word, guess):
     _, problems = assembled(colour=word)
     assert problems == [f"colour={word} is unknown{guess}; pass colour=none, or numbers with dots"]
 
 
-def test_what_comes_later_and_what_is_of_no_use(colours):
-    with pytest.raises(
-        ArgumentError, match="colour=plaid is not yet available; remove it, or pass colour=none, or num"
-    ):
-        stages.SLOTS["colour"].choose("plaid")
+def test_an_argument_of_another_stage_is_of_no_use(colours):
     _, problems = assembled(strength=3)
     assert problems == ["strength= has no meaning for colour=none; remove it, or pass colour=RECIPE"]
 
