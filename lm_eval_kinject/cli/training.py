@@ -35,6 +35,6 @@ def train(
     how = "pretrained" if result.record["recipe"]["method"] == "full" else f"{loads}peft"
     print(f"{result.folder} {'was finished before' if result.already else 'is finished'}. Score it:")
     retrieved = scored_with(result.record["recipe"])
-    print(f"  lm_eval --model rag-hf --model_args {how}={result.folder},{retrieved} --tasks current_events_cloze")
+    print(f"  lm_eval --model rag-hf --model_args {how}={result.folder},{retrieved}")
     if "=BASE," in how:
         print("BASE is the folder of the base model.")

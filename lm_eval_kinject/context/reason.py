@@ -3,8 +3,7 @@
 What it is for: `SelfReasoning` (Xia et al. 2024, arXiv 2407.19813) has one generation say whether the retrieved text is
 relevant, what of it is evidence, and the analysis with its answer; `Steps` is such a trajectory, `parse` and `as_text`
 are its two directions, for prompts and for training alike. What it does not do: it asks no model and counts nothing
-(`models.reasoning`), and trains none: the paper's data and its three masked training stages are not here yet, so that
-an instruction-tuned model writes the steps by the instruction alone.
+(`models.reasoning`), and trains none (`kinject train`, the form ``self-reasoning`` of robust fine-tuning).
 
 The one idea: *a trajectory is one JSON object of one shape*. What has any other shape is malformed as a whole; nothing
 is guessed from it, so that no answer is scored that isn't part of a complete chain.

@@ -14,9 +14,10 @@ from kinject_trainer.command import train
 from kinject_trainer.data import IDLE, Answers, Stream
 from kinject_trainer.questions import Question, read_questions
 from kinject_trainer.recipe import Questions
-from kinject_trainer.robust import exercises, relevance
+from kinject_trainer.robust import exercises, relevance, steps
 from lm_eval.tasks import TaskManager
 
+from lm_eval_kinject.context.reason import as_text, parse
 from lm_eval_kinject.corpus import load_corpus, make_corpus
 from lm_eval_kinject.corpus.sources.files import Source
 from lm_eval_kinject.errors import CorpusError
@@ -81,6 +82,31 @@ def test_an_explicit_row_by_hand():
     assert item["labels"].tolist() == [-100] * len(before) + ids + [-100] * (300 - len(before) - len(ids))
 
 
+def test_a_self_reasoning_row_and_its_three_stages():
+    """The target is what `parse` reads; a third of the run each learns relevance, evidence too, and all of it."""
+    tokenizer = make_tokenizer()
+    found = made(Questions(source="-", k=2, form="self-reasoning"), tokenizer, 600)
+    relevant = '{"relevant": true, "relevant reason": "It says what is asked."'
+    cited = ', "evidence": [{"cite content": "Anna Berg opened the mill.", "reason to cite": "It holds the answer."}]'
+    rest = ', "analysis": "The text says: Anna Berg opened the mill.", "answer": "Anna Berg"}'
+    rows = Answers(Stream(found.store, 0, 600, 3 * 600), found.answers)  # three epochs of one question
+    assert found.answers.shape == (1, 4)
+    for stage, target in enumerate((relevant, relevant + cited, relevant + cited + rest)):
+        item = rows[stage]
+        learned = item["labels"][item["labels"] != -100]
+        assert tokenizer.decode(learned, skip_special_tokens=True).strip() == target
+        assert torch.equal(item["input_ids"], rows[0]["input_ids"])
+    assert item["labels"].tolist().count(2) == 1  # EOS, in the last stage alone
+    assert found.answer_tokens == len(learned)
+    assert parse(relevant + cited + rest) == steps(WHO, CHUNKS[:2])
+
+
+def test_steps_without_a_relevant_chunk():
+    made = steps(WHO._replace(gold="gone"), CHUNKS)
+    assert (made.relevant, made.evidence, made.answer) == (False, (), "Anna Berg")
+    assert parse(as_text(made)) == made
+
+
 def test_a_row_without_chunks_and_a_marker_in_a_chunk():
     tokenizer = make_tokenizer()
     item = labels_of(made(Questions(source="-", k=0), tokenizer))
@@ -109,6 +135,19 @@ def test_a_row_is_what_rag_hf_scores(tmp_path):
         ids = [*tokenizer.encode(context + option), 2]
         assert found.store.tokens[n * 2048 :][: len(ids)].tolist() == ids
         assert found.answers[n].tolist() == [len(tokenizer.encode(context)), len(ids)]
+
+
+def test_a_self_reasoning_row_is_what_rag_hf_asks(tmp_path):
+    corpus, model = load_corpus("current_events"), make_tiny("llama", tmp_path)
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
+    arguments = {"pretrained": model, "retriever": "bm25", "k": 2, "max_length": 2048}
+    arguments |= {"reasoning": "self-reasoning", "reasoning_tokens": 1}
+    scored = evaluate("rag-hf", arguments, ["current_events_gen"], manager, limit=1, log_samples=True)
+    (sample,) = scored["samples"]["current_events_gen"]
+    context, tokenizer = sample["arguments"][0][0], make_tokenizer("llama")
+    asked = [Question("q", sample["doc"]["question"], "x")]
+    found = exercises(asked, BM25(corpus), tokenizer, Questions(source="-", k=2, form="self-reasoning"), 2048)
+    assert found.store.tokens[: found.answers[0, 0]].tolist() == tokenizer.encode(context)
 
 
 def test_what_is_relevant():
@@ -266,6 +305,13 @@ def test_the_loss_is_that_of_the_answers(place, tmp_path):
     line = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[0])
     assert line["loss"] == pytest.approx(total / count, abs=1e-5)
     assert rows[IDLE]["labels"].tolist() == [-100, -100]
+
+
+def test_self_reasoning_ends_in_a_card_that_says_how_to_score_it(place, tmp_path):
+    train(recipe_file(place, "steps", questions={"form": "self-reasoning"}, block_size=700), out=tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "training for self-reasoning (arXiv 2407.19813)" in card
+    assert "pretrained=RUN,retriever=bm25,k=2,reasoning=self-reasoning --tasks current_events_gen" in card
 
 
 def test_a_dry_run_counts_questions(place):

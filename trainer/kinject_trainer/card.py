@@ -95,16 +95,23 @@ def _cartridge(record: Mapping[str, Any]) -> str:
 def _asked(record: Mapping[str, Any]) -> tuple[str, str]:
     """What was done, and what it was done with."""
     asked, said = record["questions"], record["recipe"]["questions"]
+    how = f"{said['form']} robust fine-tuning (arXiv 2410.05983)"
+    if said["form"] == "self-reasoning":
+        how = "training for self-reasoning (arXiv 2407.19813)"
     done = (
-        f"after {said['form']} robust fine-tuning (arXiv 2410.05983) on questions with chunks of the corpus "
+        f"after {how} on questions with chunks of the corpus "
         f"`{record['corpus']['name']}` in front, as `{said['retriever']}` finds them, right and wrong"
     )
-    target = "the answer alone" if said["form"] == "implicit" else "which chunks are relevant and why, and the answer"
+    target = {
+        "implicit": "the answer alone",
+        "explicit": "which chunks are relevant and why, and the answer",
+        "self-reasoning": "relevance, evidence, and analysis with the answer, each part added after a third of the run",
+    }[said["form"]]
     of = f"{asked['questions']:,} questions of `{asked['name']}`, fingerprint `{asked['fingerprint'][:16]}`"
     found = f"{asked['passages'] / asked['questions']:.1f} chunks in front of each"
     if asked["source_known"]:
         found += f", the source among them for {asked['source_in_prompt']:,} of {asked['source_known']:,}"
-    written = "; what is relevant is written by a template" if said["form"] == "explicit" else ""
+    written = "" if said["form"] == "implicit" else "; what is relevant and why is written by a template"
     return done, f"{of}; {found}; trained on {target}{written}; no question of a bundled test set is among them"
 
 
@@ -204,9 +211,14 @@ def _trials(record: Mapping[str, Any]) -> str:
 
 
 def scored_with(recipe: Mapping[str, Any]) -> str:
-    """The retrieval that a result is to be scored with, as model arguments: none, or that which it was trained with."""
+    """What a result is to be scored with: the retrieval that it was trained with, or none, and a task."""
     asked = recipe.get("questions")
-    return "k=0" if asked is None else f"retriever={asked['retriever']},k={asked['k']}"
+    if asked is None:
+        return "k=0 --tasks current_events_cloze"
+    retrieved = f"retriever={asked['retriever']},k={asked['k']}"
+    if asked["form"] == "self-reasoning":
+        return f"{retrieved},reasoning=self-reasoning --tasks current_events_gen"
+    return f"{retrieved} --tasks current_events_cloze"
 
 
 def _use(record: Mapping[str, Any], adapter: bool) -> str:
@@ -218,7 +230,7 @@ def _use(record: Mapping[str, Any], adapter: bool) -> str:
         pretrained = "" if base == "reader" else f"pretrained={loads},"
         return (
             f"## Use\n\n{where}.\n\n```\n"
-            f"lm_eval --model rag-hf --model_args {pretrained}peft=RUN,{retrieved} --tasks current_events_cloze\n"
+            f"lm_eval --model rag-hf --model_args {pretrained}peft=RUN,{retrieved}\n"
             "```\n\n"
             "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
             f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{loads}"), "RUN")\n```\n'
@@ -226,7 +238,7 @@ def _use(record: Mapping[str, Any], adapter: bool) -> str:
         )
     return (
         "## Use\n\nRUN is this folder.\n\n```\n"
-        f"lm_eval --model rag-hf --model_args pretrained=RUN,{retrieved} --tasks current_events_cloze\n```\n\n"
+        f"lm_eval --model rag-hf --model_args pretrained=RUN,{retrieved}\n```\n\n"
         "```python\nfrom transformers import AutoModelForCausalLM\n\n"
         'model = AutoModelForCausalLM.from_pretrained("RUN")\n```\n'
     )

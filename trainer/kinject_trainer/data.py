@@ -528,18 +528,21 @@ class Answers(Blocks):
 
     Args:
         stream: of rows.
-        answers: where in its row each begins and ends, [rows of the store, 2]; none begins at 0.
+        answers: where in its row each begins and ends, [rows of the store, 2]; none begins at 0. With more columns it
+            has ends in several stages, each as long a part of the run as the others: [rows of the store, 1 + stages].
     """
 
     def __init__(self, stream: Stream, answers: Ints) -> None:
         super().__init__(stream)
         self.answers = answers
+        self.stages = answers.shape[1] - 1
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         row = super().__getitem__(number)
         if number == IDLE:
             return row
-        start, end = self.answers[self.stream.document_of(number)]
+        start, *ends = self.answers[self.stream.document_of(number)]
+        end = ends[number * self.stages // len(self.stream)]
         labels = torch.full_like(row["input_ids"], _NO_LOSS)
         labels[start:end] = row["input_ids"][start:end]
         return {**row, "labels": labels}

@@ -148,10 +148,13 @@ class Questions(_Strict):
     """Robust fine-tuning: answers to questions that have retrieved chunks before them, wrong ones too.
 
     Jin et al. (arXiv 2410.05983): implicit learns the answer, explicit what is relevant and why, and then the answer.
+    Xia et al. (arXiv 2407.19813): self-reasoning learns relevance, evidence, and analysis with the answer, in stages.
     """
 
     source: str = Field(description="a bundled question set or a folder (its dev split), or a Parquet or JSONL file")
-    form: Literal["implicit", "explicit"] = Field(default="implicit", description="answer alone, or relevance first")
+    form: Literal["implicit", "explicit", "self-reasoning"] = Field(
+        default="implicit", description="answer alone, relevance first, or what reasoning=self-reasoning asks for"
+    )
     retriever: str = Field(default="bm25", description="what `retriever=` takes")
     k: int = Field(default=5, ge=0, le=100_000, description="chunks before a question; 0: it is asked without any")
     instruction: str = Field(default="", description="stands before the chunks as it is, line ends included")
@@ -709,8 +712,8 @@ def _questions_problems(recipe: Recipe) -> list[str]:
     problems = [f"questions.retriever: {problem}" for problem in retriever_problems(asked.retriever)]
     if recipe.variant != "ft-robust":
         problems.append(f"questions with variant {recipe.variant}: say ft-robust, or remove questions")
-    if asked.form == "explicit" and (asked.k == 0 or asked.retriever == "none"):
-        problems.append("questions.form explicit: there are no chunks to judge; raise k, or say implicit")
+    if asked.form != "implicit" and (asked.k == 0 or asked.retriever == "none"):
+        problems.append(f"questions.form {asked.form}: there are no chunks to judge; raise k, or say implicit")
     if isinstance(recipe.learning_rate, Search):
         problems.append(
             "learning_rate: a search goes by the loss on texts, and questions are trained on; give a number"

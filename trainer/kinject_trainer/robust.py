@@ -11,11 +11,15 @@ is padded to one block, so that block n is an exercise and everything that count
     explicit   [BOS instruction d1 … dk Question: q Relevance:  which and why Answer: a EOS pad]
                                                                 └ target ──────────┘
 
+With the form ``self-reasoning`` the target is the JSON object that ``reasoning=self-reasoning`` asks a model for,
+behind that prompt. It is learned in three stages, a third of the run each: up to the end of relevance, then up to the
+end of the evidence, then whole, so that no part is learned before what it rests on.
+
 Chunks are as retrieval gives them: nobody sees to it that the right one is there. Where a row has no room for all of
 them, those of the lowest rank are left out whole, as rag-hf does.
 
-Source: Jin et al., "Long-Context LLMs Meet RAG" (arXiv 2410.05983). There, a model writes what is relevant and why;
-here it is a template around the sentence that has the answer in it.
+Sources: Jin et al., "Long-Context LLMs Meet RAG" (arXiv 2410.05983); Xia et al. (arXiv 2407.19813) for self-reasoning.
+There, a model writes what is relevant and why; here it is a template around the sentence that has the answer in it.
 """
 
 from __future__ import annotations
@@ -34,12 +38,13 @@ from kinject_trainer.documents import Texts
 from kinject_trainer.questions import Question
 from kinject_trainer.recipe import Questions, Recipe
 from kinject_trainer.selfstudy import lead, plain_ids, sentences
+from lm_eval_kinject.context import reason
 from lm_eval_kinject.context.compose import Composer, markers_of
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.records import Chunk, Hit, Query
 from lm_eval_kinject.retrieval import Retriever, make_retriever
 
-__all__ = ["Exercises", "exercises", "exercises_of", "relevance"]
+__all__ = ["Exercises", "exercises", "exercises_of", "relevance", "steps"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Exercises:
 
     Attributes:
         store: the rows, each a document of exactly one block.
-        answers: where in its row each target begins and ends, [questions, 2].
+        answers: where in its row each target begins, and where what is learned of it ends in each stage of the run,
+            [questions, 1 + stages]; in the last stage that is its end.
         passages: chunks in each prompt, [questions].
         gold: per question 1 where its source chunk is in the prompt, 0 where it isn't, -1 where the source isn't said.
         retriever: what names it in results.
@@ -63,7 +69,7 @@ class Exercises:
     @property
     def answer_tokens(self) -> int:
         """Tokens that are learned from, in one epoch."""
-        return int((self.answers[:, 1] - self.answers[:, 0]).sum())
+        return int((self.answers[:, -1] - self.answers[:, 0]).sum())
 
     def record(self) -> dict[str, Any]:
         """What results say of them."""
@@ -82,7 +88,8 @@ class Exercises:
 
 def _prompt_end(question: str, form: str) -> str:
     """What stands behind the chunks; the target goes on from there."""
-    return f"Question: {question}\n{'Answer' if form == 'implicit' else 'Relevance'}:"
+    told = reason.INSTRUCTION if form == "self-reasoning" else ""
+    return f"{told}Question: {question}\n{'Relevance' if form == 'explicit' else 'Answer'}:"
 
 
 def relevance(question: Question, chunks: Sequence[Chunk]) -> str:
@@ -91,18 +98,33 @@ def relevance(question: Question, chunks: Sequence[Chunk]) -> str:
     Chunks carry no numbers in the prompt, so a relevant one is named by what it says: the first sentence that has the
     answer in it, or its first sentence.
     """
+    said = _evidence(question, chunks)
+    if not said:
+        return "None of the passages answers the question."
+    others = len(chunks) - len(said)
+    which = "passage that says" if len(said) == 1 else "passages that say"
+    rest = "" if not others else ", and the other is not" if others == 1 else f", and the other {others} are not"
+    quoted = " and ".join(f'"{one}"' for one in said)
+    return f"The {which} {quoted} {'is' if len(said) == 1 else 'are'} relevant{rest}."
+
+
+def _evidence(question: Question, chunks: Sequence[Chunk]) -> list[str]:
+    """A sentence of each relevant chunk."""
     words = re.compile(rf"(?<!\w){re.escape(question.answer)}(?!\w)", re.IGNORECASE)
     right = [c for c in chunks if (c.id == question.gold if question.gold else words.search(c.text))]
-    if not right:
-        return "None of the passages answers the question."
-    said = []
-    for chunk in right:
-        parts = sentences(chunk.text)
-        said.append(f'"{next((part for part in parts if words.search(part)), parts[0])}"')
-    others = len(chunks) - len(right)
-    which = "passage that says" if len(right) == 1 else "passages that say"
-    rest = "" if not others else ", and the other is not" if others == 1 else f", and the other {others} are not"
-    return f"The {which} {' and '.join(said)} {'is' if len(right) == 1 else 'are'} relevant{rest}."
+    told = [sentences(chunk.text) for chunk in right]
+    return [next((part for part in parts if words.search(part)), parts[0]) for parts in told]
+
+
+def steps(question: Question, chunks: Sequence[Chunk]) -> reason.Steps:
+    """Relevance, evidence, analysis and answer; where no chunk is relevant, the answer stands there all the same."""
+    said = _evidence(question, chunks)
+    if not said:
+        why, analysis = "None of the passages answers the question.", "The text does not say it."
+    else:
+        why, analysis = "It says what is asked.", f"The text says: {' '.join(said)}"
+    cited = tuple(reason.Evidence(one, "It holds the answer.") for one in said)
+    return reason.Steps(bool(said), why, cited, analysis, question.answer)
 
 
 # Its tokens -----------------------------------------------------------------------------------------------------------
@@ -111,6 +133,7 @@ def relevance(question: Question, chunks: Sequence[Chunk]) -> str:
 class _Row(NamedTuple):
     ids: list[int]
     start: int  # of the target
+    ends: list[int]  # of what is learned in each stage
 
 
 class _Writer:
@@ -125,11 +148,15 @@ class _Writer:
         """Prompt and target are tokenized together and split where the prompt's tokens end, as lm_eval does."""
         chunks = self._composer.compose(hits, None, where=f"question {question.id}").text
         prompt = f"{self._asked.instruction}{chunks}{_prompt_end(question.text, self._asked.form)}"
-        target = f" {question.answer}"
+        target, parts = f" {question.answer}", []
         if self._asked.form == "explicit":
             target = f" {relevance(question, [hit.chunk for hit in hits])}\nAnswer:{target}"
+        elif self._asked.form == "self-reasoning":
+            target = f" {reason.as_text(steps(question, [hit.chunk for hit in hits]))}"
+            parts = [target[: target.index(f', "{field}": ')] for field in ("evidence", "analysis")]
         ids = [*self._before, *plain_ids(self._tokenizer, prompt + target), *self._after]
-        return _Row(ids, len(self._before) + len(plain_ids(self._tokenizer, prompt)))
+        start, *ends = (len(self._before) + len(plain_ids(self._tokenizer, prompt + part)) for part in ("", *parts))
+        return _Row(ids, start, [*ends, len(ids)])
 
 
 def exercises(
@@ -157,7 +184,7 @@ def exercises(
     for question, hits in zip(questions, found, strict=True):
         kept = _fitting(writer, question, hits, block_size)
         row = writer.row(question, kept)
-        answers.append((row.start, len(row.ids)))
+        answers.append((row.start, *row.ends))
         rows.append((row.ids + [0] * block_size)[:block_size])
         passages.append(len(kept))
         gold.append(any(hit.chunk.id == question.gold for hit in kept) if question.gold else -1)
