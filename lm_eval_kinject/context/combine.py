@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm_eval_kinject.records import Hit
-from lm_eval_kinject.stages import Stage, argument, positive, register, slot
+from lm_eval_kinject.stages import Stage, argument, one_of, positive, register, slot
 
 __all__ = ["Concat", "Fusion", "RagSequence", "RagToken", "log_prior"]
 
@@ -42,6 +42,11 @@ class Fusion(Stage):
 
     stepwise: ClassVar[bool] = False
     """Whether each token is marginalised by itself, so that an answer can be decoded token by token."""
+
+    @property
+    def thorough(self) -> bool:
+        """Whether an answer that one document proposes is read behind all others, too."""
+        return True
 
     def groups(self, hits: Sequence[Hit]) -> Sequence[Sequence[Hit]]:
         """The hits, best first, in groups of one prompt each; never empty, though a group may be."""
@@ -105,6 +110,17 @@ class RagSequence(_Marginal):
     """One chunk a prompt; the whole answer is marginalised over the chunks."""
 
     name: ClassVar[str] = "rag-sequence"
+
+    decoding: str = argument(
+        "of open answers. `thorough`: what one chunk proposes is judged by all; `fast`: by those that propose it",
+        one_of("thorough", "fast"),
+        "thorough",
+    )
+
+    @property
+    def thorough(self) -> bool:
+        """See `Fusion`."""
+        return self.decoding == "thorough"
 
     def combine(self, log_probs: Floats, scores: Sequence[float]) -> float:
         """``LSE over k of (prior k + sum over t)``."""

@@ -1,9 +1,10 @@
 """Open answers of a fusion that gives each document a prompt of its own.
 
 What it is for: `problems` says what a task may ask of such a generation, `answers` makes it: RAG-Token chooses each
-token by the mixture of all documents' distributions; RAG-Sequence lets each document propose its own greedy answer and
-takes the one that is likeliest under all of them ("thorough decoding" of Lewis et al. 2020, arXiv 2005.11401, with one
-beam a document). What it does not do: it runs no model, which is the host's part (`models.host.Decoder`).
+token by the mixture of all documents' distributions; RAG-Sequence lets each document propose answers of its own, and
+takes the one that is likeliest under all of them, or under those that proposed it ("thorough" and "fast decoding" of
+Lewis et al. 2020, arXiv 2005.11401). Either has as many beams as the task's ``num_beams``. What it does not do: it runs
+no model, which is the host's part (`models.host.Decoder`).
 
 The one idea: an answer is its tokens with what ended it (the end of text or a stop string), so that a short answer and
 a long one are compared as wholes, and no text is cut into tokens a second time.
@@ -30,18 +31,22 @@ Score = Callable[[list[Any]], Sequence[tuple[float, bool]]]
 """``HFLM._loglikelihood_tokens``, or what answers as it does."""
 
 _TAKEN = {"until", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"}
-_GREEDY = {"do_sample": False, "temperature": 0.0, "num_beams": 1}
+_GREEDY = {"do_sample": False, "temperature": 0.0}
 
 
 def problems(gen_kwargs: Mapping[str, Any], fusion: str) -> list[str]:
-    """What can't be had of a task's ``generation_kwargs``: anything but the greedy answer."""
+    """What can't be had of a task's ``generation_kwargs``: anything but the greedy answer, or that of some beams."""
     given = {name: value for name, value in gen_kwargs.items() if value is not None and name not in _TAKEN}
+    beams = given.pop("num_beams", 1)
     other = [f"{name}={value}" for name, value in given.items() if name not in _GREEDY or value != _GREEDY[name]]
+    if isinstance(beams, bool) or not isinstance(beams, int) or beams < 1:
+        other.append(f"num_beams={beams}")
     if not other:
         return []
     problem = (
-        f"fusion={fusion} gives the greedy answer and takes until and max_gen_toks alone, and this task asks for "
-        f"{', '.join(other)}; pass --gen_kwargs do_sample=False,temperature=0 against sampling, remove others from the "
+        f"fusion={fusion} gives the likeliest answer and takes until, max_gen_toks and a number of num_beams alone, "
+        f"and this task asks for {', '.join(other)}; pass --gen_kwargs do_sample=False,temperature=0 against sampling, "
+        "remove others from the "
         "task's generation_kwargs, or pass fusion=concat"
     )
     return [problem]
@@ -64,7 +69,7 @@ def answers(
     bar = tqdm(asked, disable=quiet, desc=f"Generating, fusion={fusion.name}")
     if fusion.stepwise:
         return [_by_token(lm, fusion, *one) for one in bar]
-    proposed = [_Proposals(lm, *one) for one in bar]
+    proposed = [_Proposals(lm, fusion, *one) for one in bar]
     requests = [one.requests() if jointly or one.several else [] for one in proposed]
     flat = [request for each in requests for request in each]
     found = iter(score(flat) if flat else ())
@@ -74,17 +79,22 @@ def answers(
 def _by_token(lm: Decoder, fusion: Fusion, mark: Written, gen_kwargs: Mapping[str, Any]) -> str:
     rows = [lm.prompt_ids(prompt, gen_kwargs) for prompt in mark.prompts]
     prior = fusion.prior(mark.scores).tolist()
-    return lm.text_of(lm.greedy(rows, gen_kwargs, prior), gen_kwargs)
+    return lm.text_of(lm.continuations(rows, gen_kwargs, prior)[0], gen_kwargs)
 
 
 class _Proposals:
-    """The greedy answers of a question's documents, each once, the best document's first."""
+    """The likeliest answers of each of a question's documents, each once, the best document's first."""
 
-    def __init__(self, lm: Decoder, mark: Written, gen_kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, lm: Decoder, fusion: Fusion, mark: Written, gen_kwargs: Mapping[str, Any]) -> None:
         self._mark = mark
         self._rows = [lm.prompt_ids(prompt, gen_kwargs) for prompt in mark.prompts]
-        each = dict.fromkeys(tuple(lm.greedy([row], gen_kwargs)) for row in self._rows)
-        self._texts = {tokens: lm.text_of(tokens, gen_kwargs) for tokens in each}
+        by = [[tuple(tokens) for tokens in lm.continuations([row], gen_kwargs)] for row in self._rows]
+        # A document that is asked for one that it didn't propose is read once more; in fast decoding it isn't asked.
+        every = range(len(by))
+        self._asked = {
+            tokens: [n for n in every if fusion.thorough or tokens in by[n]] for each in by for tokens in each
+        }
+        self._texts = {tokens: lm.text_of(tokens, gen_kwargs) for tokens in self._asked}
 
     @property
     def several(self) -> bool:
@@ -92,11 +102,11 @@ class _Proposals:
         return len(self._texts) > 1
 
     def requests(self) -> list[Any]:
-        """Each proposal behind each document's prompt."""
+        """Each proposal behind the prompt of each document that is asked."""
         return [
-            ((prompt, text), row, list(tokens))
-            for tokens, text in self._texts.items()
-            for prompt, row in zip(self._mark.prompts, self._rows, strict=True)
+            ((self._mark.prompts[n], self._texts[tokens]), self._rows[n], list(tokens))
+            for tokens, documents in self._asked.items()
+            for n in documents
         ]
 
     def best(self, fusion: Fusion, log_probs: Sequence[float]) -> str:
@@ -104,6 +114,9 @@ class _Proposals:
         if not self.several:
             return next(iter(self._texts.values()))
         # (proposals, documents, 1): the documents' log-probabilities of whole answers, which add up over tokens
-        table = np.reshape(log_probs, (len(self._texts), len(self._rows), 1))
+        table = np.full((len(self._texts), len(self._rows), 1), -np.inf)
+        places = [(row, n) for row, documents in enumerate(self._asked.values()) for n in documents]
+        for place, log_prob in zip(places, log_probs, strict=True):
+            table[place] = log_prob
         together = [fusion.combine(each, self._mark.scores) for each in table]
         return list(self._texts.values())[int(np.argmax(together))]

@@ -240,16 +240,16 @@ class HFHost:
 
         return hf_decode.prompt_ids(self, prompt, gen_kwargs)
 
-    def greedy(
+    def continuations(
         self, rows: Sequence[Sequence[int]], gen_kwargs: Mapping[str, Any], prior: Sequence[float] | None = None
-    ) -> list[int]:
-        """See `hf_decode.greedy`; the first prompts of different lengths show whether the model can read them so."""
+    ) -> list[list[int]]:
+        """See `hf_decode.continuations`; the first unlike lengths show whether the model can read them so."""
         from lm_eval_kinject.models import hf_decode
 
         if len(set(map(len, rows))) > 1 and self._padding_checked is not self._model:
             hf_decode.check_padding(self, rows)
             self._padding_checked = self._model
-        return hf_decode.greedy(self, rows, gen_kwargs, prior)
+        return hf_decode.continuations(self, rows, gen_kwargs, prior)
 
     def text_of(self, tokens: Sequence[int], gen_kwargs: Mapping[str, Any]) -> str:
         """See `hf_decode.text_of`."""

@@ -87,15 +87,18 @@ class Decoder(Protocol):
     def prompt_ids(self, prompt: str, gen_kwargs: Mapping[str, Any]) -> list[int]:
         """Token ids of a prompt, as its own generation reads it."""
 
-    def greedy(
+    def continuations(
         self, rows: Sequence[Sequence[int]], gen_kwargs: Mapping[str, Any], prior: Sequence[float] | None = None
-    ) -> list[int]:
-        """Tokens of the greedy continuation of a prompt, or of several that are marginalised at every token.
+    ) -> list[list[int]]:
+        """Tokens of the likeliest continuations of a prompt, or of several that are marginalised at every token.
 
         Args:
             rows: token ids of each prompt.
-            gen_kwargs: as a task gives them.
+            gen_kwargs: as a task gives them; with ``num_beams`` there may be so many continuations, else there is one.
             prior: log-weight of each prompt.
+
+        Returns:
+            The likeliest first.
 
         Raises:
             ModelError: the model doesn't read several prompts side by side as each alone.

@@ -100,6 +100,24 @@ def expected(bare, mark, fusion, most=6):
     return text(tokenizer, proposed[best]), best
 
 
+def beam_search(tokenizer, rows, step, beams, most=6):
+    """Token lists with their log-probabilities, the best first, found by beam search without any library."""
+    running, finished = [(0.0, [])], []
+    while running:
+        found = []
+        for score, tokens in running:
+            values, ids = step([[*row, *tokens] for row in rows]).topk(2 * beams)
+            found += [(score + float(v), [*tokens, int(i)]) for v, i in zip(values, ids, strict=True)]
+        best = sorted(found, reverse=True)[: 2 * beams]
+        over = [ended(tokenizer, tokens, most) for _, tokens in best]
+        finished += [one for one, end in list(zip(best, over, strict=True))[:beams] if end]
+        finished = sorted(finished, reverse=True)[:beams]
+        running = [one for one, end in zip(best, over, strict=True) if not end][:beams]
+        if running and len(finished) == beams and finished[-1][0] >= running[0][0]:
+            break
+    return finished
+
+
 def text(tokenizer, tokens):
     return tokenizer.decode(tokens, skip_special_tokens=True).split("\n")[0]
 
@@ -116,6 +134,42 @@ def test_answers_are_the_formulas(make, bare, fusion, scorer):
     assert max(lengths) > 1  # so rows were padded
     if fusion == "rag-sequence":
         assert {rank > 0 for _, rank in wanted} == {True, False}  # it isn't always the first document's
+
+
+@pytest.mark.parametrize("beams", [2, 5])
+@pytest.mark.parametrize(
+    "given", [{"fusion": "rag-token"}, {"fusion": "rag-sequence"}, {"fusion": "rag-sequence", "decoding": "fast"}]
+)
+def test_beams_against_a_search_of_ones_own(make, bare, given, beams):
+    """Lewis et al.: beams on the mixture; beams of each document, judged by all or by those that propose an answer."""
+    model, tokenizer = bare
+    lm, gen = make(temperature=TEMPERATURE, **given), {**GEN, "num_beams": beams}
+    requests = [ask(i, gen) for i in QUESTIONS]
+    found, wanted, greedy = lm.generate_until(requests), [], []
+    for request in requests:
+        mark = mark_on(request)
+        rows = [tokenizer(prompt)["input_ids"] for prompt in mark.prompts]
+        prior = torch.log_softmax(torch.tensor(mark.scores, dtype=torch.float64) / TEMPERATURE, 0)
+        if given["fusion"] == "rag-token":
+
+            def mixture(seen, prior=prior):
+                return torch.logsumexp(prior[:, None] + torch.stack([next_log_probs(model, ids) for ids in seen]), 0)
+
+            wanted.append(text(tokenizer, beam_search(tokenizer, rows, mixture, beams)[0][1]))
+        else:
+            by = [
+                [y for _, y in beam_search(tokenizer, [row], lambda seen: next_log_probs(model, seen[0]), beams)]
+                for row in rows
+            ]
+            together = {}
+            for y in (y for each in by for y in each):
+                who = [n for n in range(len(rows)) if y in by[n] or given.get("decoding") != "fast"]
+                told = torch.stack([prior[n] + token_log_probs(model, rows[n], y).sum() for n in who])
+                together[tuple(y)] = float(torch.logsumexp(told, 0))
+            wanted.append(text(tokenizer, list(max(together, key=together.get))))
+        greedy.append(expected(bare, mark, given["fusion"])[0])
+    assert found == wanted
+    assert found != greedy or beams == 2  # five beams find something better for one question at least
 
 
 def test_a_mixed_step_is_the_distribution_of_the_mixture(make, bare, monkeypatch):
@@ -153,9 +207,10 @@ def test_one_document_and_the_same_document_again_are_plain_generation(make, loa
         request = ask(i)
         lm._writer.write([request])
         row = lm.prompt_ids(mark_on(request).prompts[0], GEN)
-        assert lm.text_of(lm.greedy([row], GEN), GEN) == answer
-        assert lm.text_of(lm.greedy([row], GEN, [0.0]), GEN) == answer
-        assert lm.greedy([row] * 3, GEN, torch.full((3,), 1 / 3).log().tolist()) == lm.greedy([row], GEN)
+        (greedy,) = lm.continuations([row], GEN)
+        assert lm.text_of(greedy, GEN) == answer
+        assert lm.continuations([row], GEN, [0.0]) == [greedy]
+        assert lm.continuations([row] * 3, GEN, torch.full((3,), 1 / 3).log().tolist()) == [greedy]
     same = make(fusion=fusion)
     requests = [ask(i) for i in QUESTIONS]
     same._writer.write(requests)
@@ -205,11 +260,11 @@ def test_no_continuation_is_likelier_than_a_greedy_first_token(make, bare):
 def test_anything_but_greedy_is_refused_before_a_search(make, fusion, monkeypatch):
     lm = make(fusion=fusion)
     monkeypatch.setattr(lm._writer, "write", lambda requests: pytest.fail("searched"))
-    wrong = {"until": ["\n"], "do_sample": True, "temperature": 0.7, "num_beams": 4, "top_p": 0.9}
+    wrong = {"until": ["\n"], "do_sample": True, "temperature": 0.7, "num_beams": 0, "top_p": 0.9}
     with pytest.raises(ArgumentError) as caught:
         lm.generate_until([ask(0, wrong), ask(1, wrong)])
     assert len(caught.value.problems) == 1
-    assert "do_sample=True, temperature=0.7, num_beams=4, top_p=0.9" in caught.value.problems[0]
+    assert "do_sample=True, temperature=0.7, top_p=0.9, num_beams=0" in caught.value.problems[0]
 
 
 def test_what_does_not_decode_is_refused(make, monkeypatch):
