@@ -66,7 +66,8 @@ Answers = dict[str, dict[str, list[float]]]  # line -> task -> 1.0 or 0.0 a ques
 def main() -> None:
     arguments = _arguments()
     register()
-    # After register: lm_eval looks its models up when it is imported.
+    # After register: lm_eval looks its models up when it is imported. The environment names torch's threads if it's there.
+    import torch  # noqa: F401
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
