@@ -66,7 +66,7 @@ Answers = dict[str, dict[str, list[float]]]  # line -> task -> 1.0 or 0.0 a ques
 def main() -> None:
     arguments = _arguments()
     register()
-    # After register: lm_eval looks its models up when it is imported. The environment names torch's threads if it's there.
+    # After register: lm_eval looks its models up when it is imported. With torch, the environment names its threads.
     import torch  # noqa: F401
     from lm_eval.tasks import TaskManager
 
