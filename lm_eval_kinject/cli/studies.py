@@ -131,11 +131,16 @@ def _study_folder(study: str, out: Path | None) -> Path:
 
 
 def _write_report(folder: Path) -> None:
-    from lm_eval_kinject.study.load import load_curves, load_outcomes, study_provenance
+    from lm_eval_kinject.study.load import load_curves, load_outcomes, reference_of, study_provenance
     from lm_eval_kinject.study.report import write_report
 
     said = study_provenance(folder)
     files = write_report(
-        load_outcomes(folder), load_curves(folder), folder / "report", title=str(said["title"]), provenance=said
+        load_outcomes(folder),
+        load_curves(folder),
+        folder / "report",
+        title=str(said["title"]),
+        provenance=said,
+        reference=reference_of(folder),
     )
     print(f"report: {files[0]}")

@@ -18,6 +18,7 @@ import yaml
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.provenance import atomic_write, fingerprint_file, publish_folder, read_json, write_json
 from lm_eval_kinject.study.grid import Cell, Study, Variant
+from lm_eval_kinject.study.lines import CONTROLS
 
 __all__ = [
     "MANIFEST", "axes_of", "cell_folder", "claim", "command_of", "is_done", "jobs_of", "method_of", "passes_of",
@@ -170,6 +171,10 @@ def axes_of(study: Study, cell: Cell) -> dict[str, Any]:
     k = given.pop("k")
     retriever = given.pop("retriever", "none")
     variant = study.variants[cell.variant]
+    if cell.way is not None and cell.way != retriever:
+        # A report knows controls by their names.
+        retriever = f"{retriever} ({cell.way})" if retriever in CONTROLS else cell.way
+        given = {name: value for name, value in given.items() if name not in study.retrievers[cell.way].arguments}
     axes = {"model": cell.model, "variant": variant.family or cell.variant, "paraphrases": paraphrases_of(variant)}
     axes |= {"retriever": retriever, "k": k, "shots": cell.shots, "task": cell.task, "seed": cell.seed}
     axes["placement"] = given.pop("placement", "question")

@@ -84,7 +84,9 @@ class Retrieved(_Strict):
     k: Annotated[list[int] | None, BeforeValidator(_listed)] = Field(
         default=None, description="its own numbers of chunks; default: the study's"
     )
-    arguments: dict[str, _Plain] = Field(default_factory=dict, description="of rag-hf, with this retriever alone")
+    arguments: dict[str, _Plain] = Field(
+        default_factory=dict, description="of rag-hf, with this retriever alone; in reports the name stands for them"
+    )
     retriever: str | None = Field(default=None, description="what rag-hf takes, if not the name here")
     variants: Annotated[list[str] | None, BeforeValidator(_listed)] = Field(
         default=None, description="with these alone, as controls often are; default: all"
@@ -128,13 +130,13 @@ class Study(_Strict):
         for model, (name, variant) in itertools.product(self.models, self.variants.items()):
             for seed in self.seeds if variant.recipe else self.seeds[:1]:
                 for task, shots in itertools.product(self.tasks, self.shots):
-                    for arguments in self._prompts(name):
-                        yield Cell(model, name, seed if variant.recipe else None, task, shots, arguments)
+                    for way, arguments in self._prompts(name):
+                        yield Cell(model, name, seed if variant.recipe else None, task, shots, arguments, way)
 
-    def _prompts(self, variant: str | None = None) -> Iterator[tuple[tuple[str, Any], ...]]:
-        """Arguments of rag-hf that differ from cell to cell, of one variant or all; closed book once."""
+    def _prompts(self, variant: str | None = None) -> Iterator[tuple[str | None, tuple[tuple[str, Any], ...]]]:
+        """Name of the retriever in this study and arguments of rag-hf, of one variant or all; closed book once."""
         if 0 in self.k:
-            yield (("k", 0),)
+            yield None, (("k", 0),)
         names = list(self.axes)
         for retriever, settings in self.retrievers.items():
             if variant is not None and settings.variants is not None and variant not in settings.variants:
@@ -148,7 +150,8 @@ class Study(_Strict):
                             given["corpus"] = self.corpus
                         if placement != "question" or len(self.placement) > 1:
                             given["placement"] = placement
-                        yield tuple((given | settings.arguments | dict(zip(names, values, strict=True))).items())
+                        given |= settings.arguments | dict(zip(names, values, strict=True))
+                        yield retriever, tuple(given.items())
 
     def problems(self) -> list[str]:
         """What is wrong beyond the types of the values, a sentence each."""
@@ -218,8 +221,12 @@ class Study(_Strict):
         found: dict[str, None] = {}
         for name, given in self.models.items():
             found |= dict.fromkeys(f"models.{name}: {problem}" for problem in _problems(given, names))
-        for arguments in self._prompts():
+        seen: dict[frozenset[tuple[str, Any]], str | None] = {}
+        for way, arguments in self._prompts():
             found |= dict.fromkeys(_problems(dict(arguments), ()))
+            first = seen.setdefault(frozenset(arguments), way)
+            if first != way:
+                found[f"retrievers.{way} asks for the same as retrievers.{first}; remove one"] = None
         return list(found)
 
 
@@ -242,6 +249,7 @@ class Cell:
         task: of lm_eval.
         shots: examples in the prompt.
         arguments: of rag-hf, beside those that name the weights.
+        way: name of the retriever in the study, which may stand for several of these; None closed book.
     """
 
     model: str
@@ -250,6 +258,7 @@ class Cell:
     task: str
     shots: int
     arguments: tuple[tuple[str, Any], ...]
+    way: str | None = None
 
     @property
     def weights(self) -> str:

@@ -72,7 +72,8 @@ class Line:
     Args:
         name: ``base``, ``rag`` (base with retrieval), ``ft-par``, ``ft-par+rag``, and so on for any variant.
         k: ``0``, ``3``, or ``3/5`` where each half of the questions has a K of its own.
-        how: where that K comes from: ``closed book``, ``validation``, ``cross-fitted``, ``only K``, ``test-best``.
+        how: where that K comes from: ``closed book``, ``validation``, ``cross-fitted``, ``only K``, ``given``,
+            ``test-best``.
     """
 
     name: str
@@ -109,6 +110,10 @@ class Sweep:
         if len(cells) == 1:
             return self._at(min(cells), "only K")
         return self._cross_fitted(cells, seed)
+
+    def at(self, k: int) -> Line | None:
+        """The line under a K of one's own, None where the grid doesn't have it."""
+        return self._at(k, "given") if k in self.cells else None
 
     def test_best(self) -> Line | None:
         """The line under the K that is best on these very answers; too good by the luck of the best."""
@@ -167,9 +172,15 @@ class Comparison:
 
 
 class Grid:
-    """All cells, found by what they are for."""
+    """All cells, found by what they are for.
 
-    def __init__(self, outcomes: Sequence[CellOutcome]) -> None:
+    Args:
+        outcomes: the cells.
+        reference: the retriever that others are compared with at the same K; default: the first by name.
+    """
+
+    def __init__(self, outcomes: Sequence[CellOutcome], reference: str = "") -> None:
+        self.reference = reference
         self.cells = [cell for cell in outcomes if cell.text("split", "test") != "validation"]
         self._validation = [cell for cell in outcomes if cell.text("split", "test") == "validation"]
         self._free = _free_axes(outcomes)

@@ -20,11 +20,12 @@ from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.provenance import fingerprint_file, read_json
 from lm_eval_kinject.records import gold_ids
 from lm_eval_kinject.study.cells import MANIFEST
+from lm_eval_kinject.study.lines import CONTROLS
 from lm_eval_kinject.study.outcomes import Answered, CellOutcome
 
 __all__ = [
     "METRICS", "answers_of", "doctored", "load_curves", "load_outcomes", "manifests", "option_scores", "read_rows",
-    "read_samples", "result_file", "study_provenance", "trace_of",
+    "read_samples", "reference_of", "result_file", "study_provenance", "trace_of",
 ]  # fmt: skip
 
 METRICS = ("acc", "exact_match", "em", "f1")
@@ -192,6 +193,12 @@ def load_curves(out: Path) -> dict[str, list[tuple[int, float, float]]]:
         if points:
             curves[str(record.parent.relative_to(out / "runs"))] = points
     return curves
+
+
+def reference_of(out: Path) -> str:
+    """The first retriever of a study that is no control; empty where there is none."""
+    found = yaml.safe_load((out / "study.yaml").read_text(encoding="utf-8")).get("retrievers") or {}
+    return next((n for n, given in found.items() if ((given or {}).get("retriever") or n) not in CONTROLS), "")
 
 
 def study_provenance(out: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def write_report(
     *,
     title: str = "Knowledge injection: a study",
     provenance: Mapping[str, object] | None = None,
+    reference: str = "",
 ) -> list[Path]:
     """Writes the report of a grid.
 
@@ -51,6 +52,7 @@ def write_report(
         folder: where to; made if need be.
         title: of the page.
         provenance: what the study was made from, shown on the page: plain values, and mappings of them.
+        reference: the retriever that the others are compared with at the same K; default: the first by name.
 
     Returns:
         The files written, `report.html` first, `report.json` last.
@@ -59,7 +61,7 @@ def write_report(
         KinjectError: nothing was measured, an answer is out of range, or a package is missing.
     """
     _check(outcomes)
-    grid = Grid(outcomes)
+    grid = Grid(outcomes, reference)
     tables, figures = all_tables(grid), all_figures(grid, curves)
     files = {
         "report.html": page(title, tables, figures, provenance or {}),

@@ -95,6 +95,13 @@ NOTES: dict[str, tuple[str, ...]] = {
             "interval with 0 in it. N: questions that both could be scored on."
         ),
     ),
+    "ways": (
+        (
+            "Each retriever, or other way of using what was found, against the study's first one at the same K: "
+            "points, p and result as in the table of pairs; p (Holm) over all rows here. Tokens a question: what the "
+            "cell would forward alone, for all options together."
+        ),
+    ),
     "flips": (
         (
             "Kept: right both times; lost: right closed book only; gained: right with retrieval only. Some of what "
@@ -134,6 +141,7 @@ def all_tables(grid: Grid) -> list[Table]:
         orderings,
         paraphrases,
         pairs,
+        ways,
         flips,
         gold,
         places,
@@ -413,6 +421,55 @@ def all_pairs(grid: Grid) -> list[Comparison]:
                 if made is not None:
                     found[key] = made
     return list(found.values())
+
+
+def ways(grid: Grid) -> Table | None:
+    """Every retriever against the reference, at the same K."""
+    made: list[Comparison] = []
+    tokens: list[Value] = []
+    for setting in grid.settings():
+        names = grid.retrievers(setting)
+        reference = grid.reference if grid.reference in names else next(iter(names), "")
+        for variant in grid.variants(setting):
+            base = grid.sweep(setting, variant, reference)
+            for name in names:
+                sweep = base if name == reference else grid.sweep(setting, variant, name)
+                for k in sorted(k for k in sweep.cells if k > 0 and name != reference):
+                    first, second = base.at(k), sweep.at(k)
+                    found = None if first is None or second is None else compare(first, second)
+                    if found is not None:
+                        made.append(found)
+                        cell = sweep.cells[k]
+                        tokens.append(Share(cell.tokens_forwarded / len(cell.answers), 0))
+    rows = [
+        (
+            c.first.setting.task,
+            _model(c.first.setting.model, c.first.setting.rest),
+            c.first.setting.shots,
+            c.second.name,
+            c.second.retriever,
+            int(c.second.k),
+            _answers(c.second.answers),
+            spent,
+            c.first.retriever,
+            Gain(c.gain),
+            P(c.p),
+            P(c.p_clustered),
+            _holm(c),
+            "inside the noise" if c.noise else "better" if c.gain.estimate > 0 else "worse",
+        )
+        for c, spent in zip(adjusted(made), tokens, strict=True)
+    ]
+    return Table(
+        "ways",
+        "Ways of retrieval against the first, at the same K",
+        (
+            "Task", "Model", "Shots", "Method", "Retriever", "K", "Accuracy", "Tokens a question", "Against", "Points",
+            "p", "p (chunks)", "p (Holm)", "Result",
+        ),
+        tuple(rows),
+        NOTES["ways"],
+    )  # fmt: skip
 
 
 def _holm(made: Comparison) -> P | None:

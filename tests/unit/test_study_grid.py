@@ -7,7 +7,7 @@ import yaml
 
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.study import plan
-from lm_eval_kinject.study.cells import command_of, jobs_of, passes_of
+from lm_eval_kinject.study.cells import axes_of, command_of, jobs_of, passes_of
 from lm_eval_kinject.study.grid import Study, bundled_studies, read_study
 
 SMALL = {
@@ -109,6 +109,10 @@ def test_cells_have_names_that_are_folders(tmp_path):
         ({"placement": ["middle"]}, "placement=middle is unknown"),
         ({"k": list(range(1000)), "shots": list(range(1000))}, "more than the 100,000 allowed"),
         ({"retrievers": {"bm25": {"k": []}}, "k": [1]}, "the grid has no cell"),
+        (
+            {"retrievers": {"bm25": None, "words": {"retriever": "bm25"}}},
+            "retrievers.words asks for the same as retrievers.bm25; remove one",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path, changes, said):
@@ -135,6 +139,26 @@ def test_files_that_cannot_be_read(tmp_path):
         with pytest.raises(ArgumentError) as caught:
             read_study(spec)
         assert said in str(caught.value)
+
+
+def test_a_way_has_its_name_in_reports_and_its_arguments_in_commands(tmp_path):
+    ways = {
+        "bm25": {},
+        "turned": {"retriever": "bm25", "arguments": {"order": "reverse"}},
+        "twice": {"retriever": "oracle", "arguments": {"order": "reverse"}},
+    }
+    file = tmp_path / "ways.yaml"
+    said = {"title": "x", "models": ["reader"], "retrievers": ways, "k": [0, 2], "tasks": ["current_events"]}
+    file.write_text(yaml.safe_dump(said, sort_keys=False))
+    study = read_study(file)
+    assert [cell.name.rsplit("/", 1)[-1] for cell in study.cells] == [
+        "k0", "bm25,k2", "bm25,k2,order=reverse", "oracle,k2,order=reverse"
+    ]  # fmt: skip
+    axes = [axes_of(study, cell) for cell in study.cells]
+    # A control stays one under any name.
+    assert [one["retriever"] for one in axes] == ["none", "bm25", "turned", "oracle (twice)"]
+    assert not any("order" in one for one in axes)
+    assert "retriever=bm25,k=2,order=reverse" in command_of(study, study.cells[2], tmp_path)[4]
 
 
 @pytest.mark.parametrize("name", bundled_studies())

@@ -305,6 +305,26 @@ def test_cells_count_ties_and_what_could_not_be_scored() -> None:
     assert (first.interval.estimate, first.asked) == (pytest.approx(2 / 3), 3)
 
 
+def test_ways_are_compared_at_the_same_k_with_the_reference() -> None:
+    cells = [
+        cell("00000000"),
+        cell("11110000", k=1, retriever="minilm"),
+        cell("11111100", k=1, retriever="bm25"),
+        cell("11111111", k=2, retriever="bm25"),  # minilm has no such K
+        cell("11110000", k=2, retriever="mmr"),
+        cell("11111111", k=1, retriever="oracle"),
+    ]
+    found = next(t for t in all_tables(Grid(cells, "minilm")) if t.name == "ways")
+    assert len(found.rows) == 1
+    for title, value in (("Retriever", "bm25"), ("Against", "minilm"), ("K", 1), ("Tokens a question", Share(10, 0))):
+        assert column(found, title) == [value]
+    (gain,) = column(found, "Points")
+    assert isinstance(gain, Gain)
+    assert gain.interval.estimate == pytest.approx(0.25)
+    # Without a reference it is the first by name, bm25: minilm at K=1, mmr at K=2.
+    assert [(row[4], row[5]) for row in table(cells, "ways").rows] == [("minilm", 1), ("mmr", 2)]
+
+
 def test_detectable_differences_use_the_observed_discordance() -> None:
     cells = [cell("10" * 50, chunk=1), cell("01" * 10 + "10" * 40, chunk=1, k=1, retriever="minilm")]
     (row,) = table(cells, "detectable").rows
