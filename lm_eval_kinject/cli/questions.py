@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -13,6 +15,7 @@ from rich.table import Table
 
 from lm_eval_kinject.cli.corpora import CorpusOption
 from lm_eval_kinject.cli.shell import DryRunOption, console, group, say
+from lm_eval_kinject.errors import CorpusError
 
 if TYPE_CHECKING:
     from lm_eval_kinject.questions.folder import QuestionSet
@@ -201,6 +204,40 @@ def _wordings(
     print(f"Train on them: --set paraphrases_file={shlex.quote(str(path))}, or on the exported set's corpus")
 
 
+@questions_app.command("agreement")
+def questions_agreement(folder: SetArgument) -> None:
+    """Say how far every two reviewers of a set agree: raw agreement, Cohen's kappa, and on how many questions."""
+    from lm_eval_kinject.questions.folder import QuestionSet
+    from lm_eval_kinject.questions.reviews import agreements, tally
+
+    there = QuestionSet.open(folder)
+    told = tally(there)
+    for name, counts in told.items():
+        _print_counts(f"{name}: {counts.total()} decided", counts)
+    pairs = agreements(there)
+    if not pairs:
+        raise CorpusError(
+            f"{folder} has no question that two people decided on ({len(told)} reviewed it): a second one begins with "
+            f"`kinject questions review {shlex.quote(str(folder))} --reviewer NAME`."
+        )
+    table = Table(show_edge=False, pad_edge=False)
+    for title in ("reviewers", "both decided", "alike, 95 %", "kappa", "kappa of keep or reject"):
+        table.add_column(title, overflow="fold")
+    for pair in pairs:
+        kappas = [pair.kappa(), pair.kappa(stands=True)]
+        table.add_row(
+            escape(f"{pair.first}, {pair.second}"),
+            str(len(pair.said)),
+            f"{pair.same}: {pair.share().percent()}",
+            *("none" if math.isnan(kappa) else f"{kappa:.3f}" for kappa in kappas),
+        )
+    console.print(table)
+    for pair in pairs:
+        ways = Counter((one, other) for one, other in pair.said if one != other)
+        _print_counts("apart", {f"{pair.first} {one}, {pair.second} {other}:": n for (one, other), n in ways.items()})
+    print("Kappa: 1 is full agreement, 0 what chance gives; none: chance alone would agree on all.")
+
+
 @questions_app.command("export")
 def questions_export(
     folder: SetArgument,
@@ -212,17 +249,26 @@ def questions_export(
         float, typer.Option("--validation", help="share of the questions for choosing settings")
     ] = 0.1,
     seed: Annotated[int, typer.Option("--seed", help="of which documents go to which split")] = 1,
+    reviewed: Annotated[
+        Literal["all", "accepted", "majority"] | None,
+        typer.Option("--reviewed", help="how people's decisions count; default: accepted, all if there are none"),
+    ] = None,
 ) -> None:
     """Write the questions that stand as lm_eval tasks and as a data set that `kinject push` takes."""
     from lm_eval_kinject.questions.export import Settings, export_set
     from lm_eval_kinject.questions.folder import QuestionSet
+    from lm_eval_kinject.questions.verify import REVIEWED
 
     named = name if name is not None else out.resolve().name.lower().replace("-", "_")
-    settings = Settings(named, subject=subject, few_shot=few_shot, validation=validation, seed=seed)
+    settings = Settings(
+        named, subject=subject, few_shot=few_shot, validation=validation, seed=seed, reviewed=reviewed
+    )
     there = QuestionSet.open(folder)
     done = export_set(there, out, settings)
     print(f"{out}: {', '.join(f'{split} {count}' for split, count in done.questions.items())}")
     _print_counts("left out", done.settled.dropped)
+    if done.settled.reviewed != "all":
+        say(f"taken: {REVIEWED[done.settled.reviewed]} (--reviewed {done.settled.reviewed})")
     if done.settled.unverified:
         say(f"{done.settled.unverified} questions are unverified and unreviewed: `kinject questions verify` asks them")
     if not there.licence or "not" in there.licence.split():
