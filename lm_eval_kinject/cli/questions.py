@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lm_eval_kinject.cli.corpora import CorpusOption
-from lm_eval_kinject.cli.shell import DryRunOption, console, group, say
+from lm_eval_kinject.cli.shell import DryRunOption, PortOption, console, group, say, show_page
 from lm_eval_kinject.errors import CorpusError
 
 if TYPE_CHECKING:
@@ -204,6 +204,20 @@ def _wordings(
     print(f"Train on them: --set paraphrases_file={shlex.quote(str(path))}, or on the exported set's corpus")
 
 
+@questions_app.command("review")
+def questions_review(
+    folder: SetArgument,
+    reviewer: Annotated[str, typer.Option("--reviewer", help="your name or initials; each has one say on a question")],
+    port: PortOption = None,
+) -> None:
+    """Go through the questions in the browser, by keys: accept, edit or reject each; kept as you go."""
+    from lm_eval_kinject.pages.desk import Desk
+    from lm_eval_kinject.pages.review import CSS, review
+    from lm_eval_kinject.questions.folder import QuestionSet
+
+    show_page(review(Desk(QuestionSet.open(folder), reviewer)), CSS, port)
+
+
 @questions_app.command("agreement")
 def questions_agreement(folder: SetArgument) -> None:
     """Say how far every two reviewers of a set agree: raw agreement, Cohen's kappa, and on how many questions."""
@@ -260,9 +274,7 @@ def questions_export(
     from lm_eval_kinject.questions.verify import REVIEWED
 
     named = name if name is not None else out.resolve().name.lower().replace("-", "_")
-    settings = Settings(
-        named, subject=subject, few_shot=few_shot, validation=validation, seed=seed, reviewed=reviewed
-    )
+    settings = Settings(named, subject=subject, few_shot=few_shot, validation=validation, seed=seed, reviewed=reviewed)
     there = QuestionSet.open(folder)
     done = export_set(there, out, settings)
     print(f"{out}: {', '.join(f'{split} {count}' for split, count in done.questions.items())}")

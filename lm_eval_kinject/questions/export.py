@@ -369,7 +369,9 @@ def _reviewing(there: QuestionSet, stands: Settled) -> list[str]:
         kappa = pair.kappa()
         figure = "Cohen's kappa can't be given" if math.isnan(kappa) else f"Cohen's kappa {kappa:.2f}"
         which = "the two" if len(told) == 2 else f"pair {n} of reviewers"
-        lines.append(f"- {which} decided alike on {pair.same} of the {len(pair.said)} questions that both saw ({figure})")
+        lines.append(
+            f"- {which} decided alike on {pair.same} of the {len(pair.said)} questions that both saw ({figure})"
+        )
     return lines
 
 

@@ -235,7 +235,7 @@ def test_agreement_needs_two(there: QuestionSet, capsys: pytest.CaptureFixture[s
 
 
 def test_three_ways_to_count_decisions(there: QuestionSet) -> None:
-    """q0 two accept; q1 one of two rejects; q2 two of three accept; q3 one rejects; q4 edited; q5 nobody; q6 flagged."""
+    """q0: two accept; q1: one of two rejects; q2: one of three; q3: one of one; q4: edited; q6: flagged, nobody's."""
     review(there, "ann", "aaare---")
     review(there, "bob", "ara-----")
     review(there, "cat", "--r-----")
@@ -261,10 +261,9 @@ def test_edits_that_other_programs_wrote_are_checked(there: QuestionSet) -> None
         (3, edit("Who was it that opened Dover's bridge?")),
         (4, edit("Who was it that opened Dover's bridge?")),
     ]
-    told = [
-        {"id": f"q{n}", "of": fingerprint_question(rows[n]), "reviewer": "x", "action": "edit", **one} for n, one in made
-    ]
-    told.append({"id": "q2", "of": fingerprint_question(rows[2]), "reviewer": "x", "action": "accept"})
+    heads = [{"id": row["id"], "of": fingerprint_question(row), "reviewer": "x"} for row in rows]
+    told = [{**heads[n], "action": "edit", **one} for n, one in made]
+    told.append({**heads[2], "action": "accept"})
     (there.folder / "reviews.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
     found = settled(there, "accepted")
     assert [row["id"] for row in found.rows] == ["q2", "q3"]
