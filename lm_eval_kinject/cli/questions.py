@@ -113,6 +113,9 @@ def questions_paraphrase(
     validation: Annotated[int, typer.Option("--validation", help="further ones, for choosing training settings")] = 0,
     validation_chunks: Annotated[int, typer.Option("--validation-chunks", help="chunks that have these")] = 240,
     tries: Annotated[int, typer.Option("--tries", help="requests for them on a chunk, at most")] = 4,
+    nli: Annotated[
+        str | None, typer.Option("--nli", help="a cross-encoder that is asked, too: an id or folder; slow on a CPU")
+    ] = None,
     seed: SeedOption = 1,
     concurrency: ConcurrencyOption = 8,
     price: PriceOption = None,
@@ -121,7 +124,9 @@ def questions_paraphrase(
     """Write paraphrases of the chunks that are asked about; lost and invented facts are asked for again."""
     from lm_eval_kinject.questions.wordings import Settings
 
-    settings = Settings(count=count, validation=validation, validation_chunks=validation_chunks, tries=tries, seed=seed)
+    settings = Settings(
+        count=count, validation=validation, validation_chunks=validation_chunks, tries=tries, seed=seed, nli=nli
+    )
     _wordings(folder, settings, writer, model, concurrency, price, dry_run)
 
 

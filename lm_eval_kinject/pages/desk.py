@@ -10,6 +10,7 @@ mix up their places, and a decision is always on the words that were before some
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -418,7 +419,7 @@ def passage_html(text: str, answer: str, evidence: str) -> tuple[str, str]:
         )
     cuts = sorted({0, len(text), *(place for span in (*marked, *quoted) for place in span)})
     parts = []
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in itertools.pairwise(cuts):
         piece = escape(text[low:high])
         if any(a <= low and high <= b for a, b in marked):
             piece = f"<mark>{piece}</mark>"

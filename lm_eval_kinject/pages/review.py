@@ -25,7 +25,8 @@ CSS = """
 .kj.desk progress::-webkit-progress-value { background: var(--mark); }
 .kj.desk progress::-moz-progress-bar { background: var(--mark); }
 .kj.desk .filters { display: flex; flex-wrap: wrap; gap: .3rem; margin: .4rem 0; }
-.kj.desk .filters button { border: 1px solid var(--line); border-radius: 1rem; padding: .1rem .7rem; color: var(--ink); }
+.kj.desk .filters button { border: 1px solid var(--line); border-radius: 1rem; padding: .1rem .7rem;
+  color: var(--ink); }
 .kj.desk .filters button[aria-pressed=true] { background: var(--wash); border-color: var(--mark); font-weight: 600; }
 .kj.desk .said { min-height: 1.6rem; }
 .kj.desk .columns { display: grid; gap: 0 2rem; align-items: start;
@@ -41,8 +42,8 @@ CSS = """
 .kj.desk .moving button { margin-right: .6rem; }
 .kj.desk button.yes { color: var(--good); border-color: var(--good); font-weight: 600; }
 .kj.desk button.no { color: var(--bad); border-color: var(--bad); font-weight: 600; }
-.kj kbd { font: .78rem/1.2 ui-monospace, "DejaVu Sans Mono", monospace; border: 1px solid var(--line); color: var(--soft);
-  border-radius: 3px; padding: 0 .3rem; background: var(--tint); font-weight: 400; }
+.kj kbd { font: .78rem/1.2 ui-monospace, "DejaVu Sans Mono", monospace; border: 1px solid var(--line);
+  color: var(--soft); border-radius: 3px; padding: 0 .3rem; background: var(--tint); font-weight: 400; }
 .kj.desk .panel { border: 1px solid var(--line); border-left: 3px solid var(--mark); border-radius: 4px;
   padding: .6rem .8rem; margin: .6rem 0; background: var(--tint); }
 .kj.desk [hidden] { display: none; }
@@ -72,6 +73,7 @@ CSS = """
 
 _KEYS = """
 const NAMES = {a: 'accept', j: 'next', k: 'back', n: 'unreviewed'};
+const PANELS = {e: 'edit', r: 'reject'};
 const desk = () => element.querySelector('.desk[data-at]');
 let awaited = 0, patience = null;
 const send = (told) => {
@@ -142,7 +144,7 @@ document.addEventListener('keydown', (event) => {
   if (event.key === '?') { event.preventDefault(); return open('keys'); }
   if (form) return;
   if (event.key in NAMES) { event.preventDefault(); send({do: NAMES[event.key]}); }
-  else if (event.key === 'e' || event.key === 'r') { event.preventDefault(); open(event.key === 'e' ? 'edit' : 'reject'); }
+  else if (event.key in PANELS) { event.preventDefault(); open(PANELS[event.key]); }
   else if (event.key === 'f' || event.key === 'F') send({do: 'filter', way: event.key === 'f' ? 1 : -1});
 });
 watch('value', () => {
