@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from lm_eval_kinject.questions.ledger import Asker, Expected
     from lm_eval_kinject.questions.wordings import Settings as WordingSettings
 
-questions_app = group("questions", "A benchmark from any corpus: write questions, verify, paraphrase, check, export.")
+questions_app = group(
+    "questions", "A benchmark from any corpus: write questions, verify, review, paraphrase, check, export."
+)
 
 SetArgument = Annotated[Path, typer.Argument(help="a question set's folder, of `kinject questions write`")]
 WriterOption = Annotated[
@@ -114,7 +116,7 @@ def questions_paraphrase(
     validation_chunks: Annotated[int, typer.Option("--validation-chunks", help="chunks that have these")] = 240,
     tries: Annotated[int, typer.Option("--tries", help="requests for them on a chunk, at most")] = 4,
     nli: Annotated[
-        str | None, typer.Option("--nli", help="a cross-encoder that is asked, too: an id or folder; slow on a CPU")
+        str | None, typer.Option("--nli", help="a cross-encoder of entailment that has its say, too: id or folder")
     ] = None,
     seed: SeedOption = 1,
     concurrency: ConcurrencyOption = 8,
