@@ -27,7 +27,7 @@ def main() -> None:
     kills = [SEAMS[n * len(SEAMS) // given.kills] for n in range(given.kills)]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as root:
-        told = killed_story(Path(root), kills, chunks=max(8, 2 * given.kills), seed=given.seed)
+        told = killed_story(Path(root), kills, chunks=max(8, given.kills), seed=given.seed)
     print(json.dumps({**told, "seconds": round(time.monotonic() - began, 1)}, indent=2))
     print(f"{told['kills']} kills; every file of the set and of its export is as without.")
 

@@ -136,16 +136,19 @@ class Desk:
         """The page after something was done.
 
         Args:
-            told: ``do`` (``go``, ``next``, ``back``, ``unreviewed``, ``filter``, or a decision: ``accept``, ``edit``,
-                ``reject``), ``at`` (the id of the question that was seen; empty: none yet), ``of`` (its fingerprint),
-                ``show`` (the filter), ``way`` (of a filter: 1 or -1, or ``to``: its name), ``reason``, ``edit``, and
-                ``turn``, a number that comes back so that no two pages in a row are the same.
+            told: ``do`` (``go``, ``next``, ``back``, ``unreviewed``, ``filter``, or a decision: ``accept``, with
+                ``original`` in the place of one's edit, ``edit``, ``reject``), ``at`` (the id of the question that was
+                seen; empty: none yet), ``of`` (its fingerprint), ``show`` (the filter), ``way`` (of a filter: 1 or -1,
+                or ``to``: its name), ``reason``, ``edit``, and ``turn``, a number that comes back so that no two pages
+                in a row are the same.
         """
         said = {name: value for name, value in told.items() if isinstance(value, str)}
         do, show = said.get("do", "go"), said.get("show", "")
         show = show if show in FILTERS else "all"
         typed: Mapping[str, Any] | None = None
         message = ""
+        if do == "accept" and not told.get("original") and self._edited(said.get("at", "")):
+            do = "stands"
         if do in ("accept", "edit", "reject"):
             edit = told.get("edit")
             try:
@@ -167,10 +170,22 @@ class Desk:
             names = list(FILTERS)
             step = -1 if told.get("way") == -1 else 1
             show = said["to"] if said.get("to") in FILTERS else names[(names.index(show) + step) % len(names)]
-        now = self._now()
+        try:
+            now = self._now()
+        except KinjectError as problem:
+            told_so = f'<p class="bad" role="alert">{escape(problem)}</p>'
+            return f'<div class="kj">{told_so}<p>Then load the page again.</p></div>'
         place, note = _moved(now, said.get("at", ""), do, show)
         turn = told.get("turn")
         return self._html(now, place, show, message or note, typed, turn if isinstance(turn, int) else 0)
+
+    def _edited(self, identifier: str) -> bool:
+        """Whether the words that the reviewer sees are their own: accepting these is no way to bring back others."""
+        try:
+            mine = self._now().mine.get(identifier)
+        except KinjectError:
+            return False
+        return mine is not None and mine["action"] == "edit"
 
     # How it looks -----------------------------------------------------------------------------------------------------
 
@@ -251,12 +266,15 @@ def _moved(now: _Now, at: str, do: str, show: str) -> tuple[int, str]:
         if found == here:
             return here, "This is the last unreviewed question."
         return (here, "You have decided on all questions.") if found is None else (found, "")
-    found = now.step(here, show, -1 if do == "back" else 1, around=do in ("accept", "edit", "reject") and show != "all")
-    kept = {"accept": "Accepted. ", "edit": "Edit kept. ", "reject": "Rejected. "}.get(do, "")
+    found = now.step(here, show, -1 if do == "back" else 1, around=do in _KEPT and show != "all")
+    kept = _KEPT.get(do, "")
     if found is not None and found != here:
         return found, kept.strip()
     end = none if show != "all" and not now.passes(now.rows[here], show) else ""
     return here, kept + (end or ("This is the first one." if do == "back" else "This was the last one."))
+
+
+_KEPT = {"accept": "Accepted. ", "edit": "Edit kept. ", "reject": "Rejected. ", "stands": "Your edit stands. "}
 
 
 def _refusal(do: str, problems: Sequence[str]) -> str:
@@ -282,7 +300,7 @@ def _question(row: Row, now: Row, mine: Row | None) -> str:
         )
         before = (
             f'<details><summary>As it was written</summary><p>{escape(row["question"])}</p><ol type="A">{listed}</ol>'
-            "</details>"
+            f"{button('Accept it as it was', 'solid', do='accept', original=1)}</details>"
         )
     said = {"accept": ("good", "✓ accepted"), "edit": ("good", "✎ edited"), "reject": ("bad", "✗ rejected")}
     style, word = said[mine["action"]] if mine else ("", "not decided yet")

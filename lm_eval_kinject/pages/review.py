@@ -116,7 +116,9 @@ const keep = (form) => {
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button');
   if (!button) return;
-  if (button.dataset.do) send({do: button.dataset.do, to: button.dataset.to || ''});
+  if (button.dataset.do) {
+    send({do: button.dataset.do, to: button.dataset.to || '', original: 'original' in button.dataset});
+  }
   else if (button.dataset.open) open(button.dataset.open);
   else if (button.dataset.reason) send({do: 'reject', reason: button.dataset.reason});
   else if ('close' in button.dataset) open('');

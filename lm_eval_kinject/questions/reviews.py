@@ -108,8 +108,9 @@ def _wrong_with(row: Row) -> str | None:
 
 def on_these_words(row: Row, found: Decisions) -> list[Row]:
     """The decisions on a question that were made on the words that it has now."""
-    name = fingerprint_question(row)
-    return [one for one in found.get(row["id"], ()) if one["of"] == name]
+    some = found.get(row["id"], ())
+    name = fingerprint_question(row) if some else ""
+    return [one for one in some if one["of"] == name]
 
 
 def worded(row: Row, mine: Sequence[Row]) -> Row:

@@ -64,7 +64,7 @@ def news(file: Path, chunks: int) -> None:
 
 
 def opinion(name: str, place: int, row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a reviewer thinks of the question at a place: ann edits and rejects every fourth, bob rejects every fifth."""
+    """What a reviewer thinks of a question: ann edits and rejects every fourth, bob rejects every fifth."""
     if name == "bob":
         return {"action": "reject", "reason": "dull"} if place % 5 == 4 else {"action": "accept"}
     if place % 4 == 1:

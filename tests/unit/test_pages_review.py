@@ -112,6 +112,30 @@ def test_a_refused_edit_stays_in_the_form(there: QuestionSet) -> None:
     assert "not four options" in seen.said
 
 
+def test_accepting_what_one_has_edited_leaves_the_edit(there: QuestionSet) -> None:
+    seen = Seen(Desk(there, "ann"))
+    row = there.questions()[0]
+    new = {"question": "Which person opened Arden's bridge?", "choices": row["choices"], "answer": row["answer"]}
+    assert [seen("edit", edit=new), seen.said] == ["q1 all", "Edit kept."]
+    assert seen("back") == "q0 all"
+    assert '<h2 tabindex="-1" class="asked">Which person opened Arden&#x27;s bridge?</h2>' in seen.html
+    assert [seen("accept"), seen.said] == ["q1 all", "Your edit stands."]
+    assert [one["action"] for one in there.read("reviews.jsonl")] == ["edit"]
+    seen("back")
+    assert [seen("accept", original=True), seen.said] == ["q1 all", "Accepted."]
+    assert [one["action"] for one in there.read("reviews.jsonl")] == ["edit", "accept"]
+    seen("back")
+    assert "As it was written" not in seen.html
+
+
+def test_a_file_that_was_damaged_meanwhile_is_named(there: QuestionSet) -> None:
+    seen = Seen(Desk(there, "ann"))
+    seen("accept")
+    (there.folder / "reviews.jsonl").write_text("{}\n")
+    html = seen.desk.act({"do": "accept", "at": "q1", "of": seen.data("of"), "show": "all"})
+    assert "line 1: needs the strings `id` and `of`; mend or remove it." in html
+
+
 def test_others_are_told_of_when_one_has_decided(there: QuestionSet) -> None:
     decide(there, "bob", "q0", "reject", reason="BOB'S REASON")
     decide(there, "cat", "q1", "accept")

@@ -13,6 +13,7 @@ import pytest
 
 from lm_eval_kinject import cli
 from lm_eval_kinject.errors import ArgumentError, CorpusError
+from lm_eval_kinject.questions.export import Settings, export_set
 from lm_eval_kinject.questions.folder import QuestionSet, fingerprint_question
 from lm_eval_kinject.questions.reviews import agreements, check_reviewer, decide, decisions, tally
 from lm_eval_kinject.questions.verify import settled
@@ -251,6 +252,19 @@ def test_three_ways_to_count_decisions(there: QuestionSet) -> None:
     assert found["accepted"].dropped == {"rejected by a reviewer": 3, "not reviewed": 3}
     assert found["majority"].dropped == {"rejected by reviewers": 1, "no majority of reviewers": 1, "not reviewed": 3}
     assert [(one.approved, one.edited, one.unverified) for one in found.values()] == [(2, 1, 2), (2, 1, 0), (3, 1, 0)]
+
+
+def test_ways_to_count_that_there_are_not() -> None:
+    with pytest.raises(ArgumentError, match="reviewed 'some': take one of all, accepted, majority"):
+        Settings("x", reviewed="some")  # type: ignore[arg-type]
+
+
+def test_a_set_of_which_reviewers_leave_nothing(there: QuestionSet, tmp_path: Path) -> None:
+    decide(there, "ann", "q0", "reject", reason="dull")
+    with pytest.raises(
+        CorpusError, match=r"not reviewed 7, rejected by a reviewer 1.*reviews.jsonl, or take --reviewed"
+    ):
+        export_set(there, tmp_path / "out", Settings("x"))
 
 
 def test_edits_that_other_programs_wrote_are_checked(there: QuestionSet) -> None:
