@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lm_eval_kinject.cli.shell import app
+from lm_eval_kinject.cli.shell import PortOption, app, show_page
 from lm_eval_kinject.errors import ArgumentError
 
-PortOption = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="default: a free one from 7860")]
 ShareOption = Annotated[bool, typer.Option("--share", help="a public address through Gradio's servers, too")]
 
 
@@ -35,7 +34,7 @@ def leaderboard(
     from lm_eval_kinject.pages.leaderboard import CSS
     from lm_eval_kinject.pages.leaderboard import leaderboard as page_of
 
-    _serve(page_of(place, strict=True if strict else None), CSS, port, share)
+    show_page(page_of(place, strict=True if strict else None), CSS, port, share)
 
 
 @app.command()
@@ -51,11 +50,4 @@ def show(
     from lm_eval_kinject.pages.show import CSS
     from lm_eval_kinject.pages.show import show as page_of
 
-    _serve(page_of(results, corpus=corpus), CSS, port, share)
-
-
-def _serve(page: Any, css: str, port: int | None, share: bool) -> None:
-    from lm_eval_kinject.pages.serve import serve
-
-    print(f"{serve(page, css=css, port=port, share=share, wait=False)}   (Ctrl-C stops it)", flush=True)
-    page.block_thread()
+    show_page(page_of(results, corpus=corpus), CSS, port, share)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -12,14 +14,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from lm_eval_kinject.cli.corpora import CorpusOption
-from lm_eval_kinject.cli.shell import DryRunOption, console, group, say
+from lm_eval_kinject.cli.shell import DryRunOption, PortOption, console, group, say, show_page
+from lm_eval_kinject.errors import CorpusError
 
 if TYPE_CHECKING:
     from lm_eval_kinject.questions.folder import QuestionSet
     from lm_eval_kinject.questions.ledger import Asker, Expected
     from lm_eval_kinject.questions.wordings import Settings as WordingSettings
 
-questions_app = group("questions", "A benchmark from any corpus: write questions, verify, paraphrase, check, export.")
+questions_app = group(
+    "questions", "A benchmark from any corpus: write questions, verify, review, paraphrase, check, export."
+)
 
 SetArgument = Annotated[Path, typer.Argument(help="a question set's folder, of `kinject questions write`")]
 WriterOption = Annotated[
@@ -110,6 +115,9 @@ def questions_paraphrase(
     validation: Annotated[int, typer.Option("--validation", help="further ones, for choosing training settings")] = 0,
     validation_chunks: Annotated[int, typer.Option("--validation-chunks", help="chunks that have these")] = 240,
     tries: Annotated[int, typer.Option("--tries", help="requests for them on a chunk, at most")] = 4,
+    nli: Annotated[
+        str | None, typer.Option("--nli", help="a cross-encoder of entailment that has its say, too: id or folder")
+    ] = None,
     seed: SeedOption = 1,
     concurrency: ConcurrencyOption = 8,
     price: PriceOption = None,
@@ -118,7 +126,9 @@ def questions_paraphrase(
     """Write paraphrases of the chunks that are asked about; lost and invented facts are asked for again."""
     from lm_eval_kinject.questions.wordings import Settings
 
-    settings = Settings(count=count, validation=validation, validation_chunks=validation_chunks, tries=tries, seed=seed)
+    settings = Settings(
+        count=count, validation=validation, validation_chunks=validation_chunks, tries=tries, seed=seed, nli=nli
+    )
     _wordings(folder, settings, writer, model, concurrency, price, dry_run)
 
 
@@ -201,6 +211,54 @@ def _wordings(
     print(f"Train on them: --set paraphrases_file={shlex.quote(str(path))}, or on the exported set's corpus")
 
 
+@questions_app.command("review")
+def questions_review(
+    folder: SetArgument,
+    reviewer: Annotated[str, typer.Option("--reviewer", help="your name or initials; each has one say on a question")],
+    port: PortOption = None,
+) -> None:
+    """Go through the questions in the browser, by keys: accept, edit or reject each; kept as you go."""
+    from lm_eval_kinject.pages.desk import Desk
+    from lm_eval_kinject.pages.review import CSS, review
+    from lm_eval_kinject.questions.folder import QuestionSet
+
+    show_page(review(Desk(QuestionSet.open(folder), reviewer)), CSS, port)
+
+
+@questions_app.command("agreement")
+def questions_agreement(folder: SetArgument) -> None:
+    """Say how far every two reviewers of a set agree: raw agreement, Cohen's kappa, and on how many questions."""
+    from lm_eval_kinject.questions.folder import QuestionSet
+    from lm_eval_kinject.questions.reviews import agreements, tally
+
+    there = QuestionSet.open(folder)
+    told = tally(there)
+    for name, counts in told.items():
+        _print_counts(f"{name}: {counts.total()} decided", counts)
+    pairs = agreements(there)
+    if not pairs:
+        raise CorpusError(
+            f"{folder} has no question that two people decided on ({len(told)} reviewed it): a second one begins with "
+            f"`kinject questions review {shlex.quote(str(folder))} --reviewer NAME`."
+        )
+    table = Table(show_edge=False, pad_edge=False)
+    for title in ("reviewers", "both decided", "alike, 95 %", "kappa", "kappa of keep or reject"):
+        table.add_column(title, overflow="fold")
+    for pair in pairs:
+        kappas = [pair.kappa(), pair.kappa(stands=True)]
+        table.add_row(
+            escape(f"{pair.first}, {pair.second}"),
+            str(len(pair.said)),
+            f"{pair.same}: {pair.share().percent()}",
+            *("none" if math.isnan(kappa) else f"{kappa:.3f}" for kappa in kappas),
+        )
+    console.print(table)
+    for pair in pairs:
+        ways = Counter((one, other) for one, other in pair.said if one != other)
+        _print_counts("apart", {f"{pair.first} {one}, {pair.second} {other}:": n for (one, other), n in ways.items()})
+    print("Kappa: 1 is full agreement, 0 what chance gives; none: chance alone would agree on all.")
+
+
 @questions_app.command("export")
 def questions_export(
     folder: SetArgument,
@@ -212,17 +270,24 @@ def questions_export(
         float, typer.Option("--validation", help="share of the questions for choosing settings")
     ] = 0.1,
     seed: Annotated[int, typer.Option("--seed", help="of which documents go to which split")] = 1,
+    reviewed: Annotated[
+        Literal["all", "accepted", "majority"] | None,
+        typer.Option("--reviewed", help="how people's decisions count; default: accepted, all if there are none"),
+    ] = None,
 ) -> None:
     """Write the questions that stand as lm_eval tasks and as a data set that `kinject push` takes."""
     from lm_eval_kinject.questions.export import Settings, export_set
     from lm_eval_kinject.questions.folder import QuestionSet
+    from lm_eval_kinject.questions.verify import REVIEWED
 
     named = name if name is not None else out.resolve().name.lower().replace("-", "_")
-    settings = Settings(named, subject=subject, few_shot=few_shot, validation=validation, seed=seed)
+    settings = Settings(named, subject=subject, few_shot=few_shot, validation=validation, seed=seed, reviewed=reviewed)
     there = QuestionSet.open(folder)
     done = export_set(there, out, settings)
     print(f"{out}: {', '.join(f'{split} {count}' for split, count in done.questions.items())}")
     _print_counts("left out", done.settled.dropped)
+    if done.settled.reviewed != "all":
+        say(f"taken: {REVIEWED[done.settled.reviewed]} (--reviewed {done.settled.reviewed})")
     if done.settled.unverified:
         say(f"{done.settled.unverified} questions are unverified and unreviewed: `kinject questions verify` asks them")
     if not there.licence or "not" in there.licence.split():

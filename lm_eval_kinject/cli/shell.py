@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from lm_eval_kinject import __version__
 from lm_eval_kinject.errors import KinjectError
 
-__all__ = ["DryRunOption", "app", "console", "group", "main", "say"]
+__all__ = ["DryRunOption", "PortOption", "app", "console", "group", "main", "say", "show_page"]
 
 
 class _Stopped(Exception):
@@ -43,6 +43,7 @@ app = typer.Typer(
 console = Console(soft_wrap=True)
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")]
+PortOption = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="default: a free one from 7860")]
 
 
 def group(name: str, help: str) -> typer.Typer:
@@ -55,6 +56,14 @@ def group(name: str, help: str) -> typer.Typer:
 def say(line: str) -> None:
     """What a room has to say while it works goes to stderr, so that stdout holds results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def show_page(page: Any, css: str, port: int | None, share: bool = False) -> None:
+    """Shows one of the pages until Ctrl-C, and says where."""
+    from lm_eval_kinject.pages.serve import serve
+
+    print(f"{serve(page, css=css, port=port, share=share, wait=False)}   (Ctrl-C stops it)", flush=True)
+    page.block_thread()
 
 
 def main() -> None:

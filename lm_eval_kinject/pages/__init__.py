@@ -1,7 +1,8 @@
-"""Pages that people look at: a leaderboard of submissions, and the samples of one or two results.
+"""Pages that people look at: a leaderboard of submissions, the samples of one or two results, a question set to review.
 
 * data, without a browser: board.py (submissions to rows, and why some are kept out), against.py (is this row better
-  than that one?), command.py (the command whose result a row is), samples.py (questions, prompts and hits)
+  than that one?), command.py (the command whose result a row is), samples.py (questions, prompts and hits),
+  desk.py (a question under review, its HTML too)
 * looks: look.py (escaping, styles), tables.py (a board as HTML), sheets.py (a sample as HTML)
-* the pages themselves, in Gradio: leaderboard.py, show.py, serve.py; space.py writes the leaderboard's Space
+* the pages themselves, in Gradio: leaderboard.py, show.py, review.py, serve.py; space.py writes the leaderboard's Space
 """

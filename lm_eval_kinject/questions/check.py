@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from lm_eval_kinject.corpus.sources.newswire.measure import co_occurrence_guesse
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.questions.checks import Doubles, content_words, words_of
-from lm_eval_kinject.questions.folder import Row
+from lm_eval_kinject.questions.folder import QuestionSet, Row
 from lm_eval_kinject.stats import Interval, clustered_accuracy
 
-__all__ = ["NEAR", "Finding", "check_folder", "check_tables"]
+__all__ = ["NEAR", "Finding", "check_folder", "check_set", "check_tables"]
 
 NEAR = 30
 """Words on either side of an option in which the question's words are looked for."""
@@ -48,6 +48,7 @@ class Finding:
         share: with its 95 % interval, questions on one chunk counting as one draw.
         chance: the share that means nothing; None: there is none.
         fault: whether it gives answers away.
+        ids: of the questions for which it is so.
     """
 
     what: str
@@ -56,6 +57,7 @@ class Finding:
     share: Interval
     chance: float | None = None
     fault: bool = False
+    ids: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 def check_folder(folder: str, *, closed_book: str | None = None, limit: int | None = None) -> list[Finding]:
@@ -85,6 +87,18 @@ def check_tables(tables: Tables) -> list[Finding]:
     return [*_guessers(tables["test"], tables["chunks"]), *_in_the_text(tables), *_overlaps(tables)]
 
 
+def check_set(there: QuestionSet) -> list[Finding]:
+    """The same for a set that isn't exported yet: all of its questions count as test questions.
+
+    Raises:
+        CorpusError: there are no questions yet.
+    """
+    chunks = [{"id": one.id, "text": one.text, "document_id": one.document_id} for one in there.corpus.chunks]
+    wordings = {f"corpus/{name}": there.read(f"{name}.jsonl") for name in ("paraphrases", "validation")}
+    tables = {"test": there.questions(), "chunks": chunks, **wordings}
+    return check_tables({name: rows for name, rows in tables.items() if rows})
+
+
 def _read(folder: Path) -> Tables:
     import pyarrow.parquet as pq
 
@@ -107,7 +121,8 @@ def _finding(
     values = [float(answer) for answer in answers]
     share = clustered_accuracy(values, clusters)
     fault = chance is not None and clustered_accuracy(values, clusters, 1 - 0.05 / rules).low > chance
-    return Finding(what, sum(answers), len(answers), share, chance, fault)
+    ids = tuple(str(row["id"]) for row, answer in zip(rows, answers, strict=True) if answer and "id" in row)
+    return Finding(what, sum(answers), len(answers), share, chance, fault, ids)
 
 
 def _chance(rows: Sequence[Row]) -> float:
@@ -230,7 +245,7 @@ def _overlaps(tables: Tables) -> list[Finding]:
 
 def _overlap(what: str, answers: Sequence[bool], rows: Sequence[Row]) -> Finding:
     plain = _finding(what, answers, rows)
-    return Finding(plain.what, plain.count, plain.of, plain.share, None, plain.count > 0)
+    return replace(plain, fault=plain.count > 0)
 
 
 def _doubles(rows: Sequence[Row], others: Sequence[Row]) -> list[bool]:

@@ -26,6 +26,7 @@ __all__ = [
     "facts_of",
     "is_in",
     "lost_or_new",
+    "places_of",
     "problems_of",
     "same_question",
     "similarity",
@@ -88,6 +89,22 @@ def is_in(part: str, text: str) -> bool:
         f" {' '.join(wanted)} " in f" {' '.join(there)} "
         or (not close.isascii() and close in re.sub(r"\s+", "", _plain(text).lower()))
     )
+
+
+def places_of(part: str, text: str) -> list[tuple[int, int]]:
+    """Where words stand in a text one after the other, whatever their case and what is between them: (start, end)s.
+
+    It is for showing: what `is_in` finds by making both texts alike may be missing here (1200 in "1,200").
+    """
+    words = re.findall(r"\w+", part)
+    if len(words) > 1 and words[0].lower() in ("a", "an", "the"):
+        words = words[1:]
+    if not words:
+        return []
+    pattern = r"\W+".join(map(re.escape, words))
+    if words[0].isascii() and words[-1].isascii():  # scripts without spaces have no ends of words
+        pattern = rf"\b{pattern}\b"
+    return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
 
 
 # Questions ------------------------------------------------------------------------------------------------------------

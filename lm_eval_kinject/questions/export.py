@@ -11,6 +11,7 @@ Splits go by document: test, validation and few-shot examples share none, so tha
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,8 @@ from lm_eval_kinject.errors import ArgumentError, CorpusError
 from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import fingerprint, publish_folder
 from lm_eval_kinject.questions.folder import QuestionSet, Row
-from lm_eval_kinject.questions.verify import Settled, settled
+from lm_eval_kinject.questions.reviews import agreements, tally
+from lm_eval_kinject.questions.verify import REVIEWED, Reviewed, Settled, settled
 from lm_eval_kinject.records import Chunk
 
 __all__ = ["Exported", "Settings", "Splits", "export_set", "split_by_document"]
@@ -41,6 +43,7 @@ class Settings:
         few_shot: questions for few-shot examples, at least so many.
         validation: share of the questions for choosing settings, 0 to 0.5.
         seed: of which documents go to which split.
+        reviewed: how people's decisions count (`verify.REVIEWED`); None: ``accepted`` if there is one, else ``all``.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Settings:
     few_shot: int = 5
     validation: float = 0.1
     seed: int = 1
+    reviewed: Reviewed | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -63,6 +67,8 @@ class Settings:
             problems.append(f"few_shot {self.few_shot}: take 1 or more")
         if not 0 <= self.validation <= 0.5:
             problems.append(f"validation {self.validation}: take a share from 0 to 0.5")
+        if self.reviewed is not None and self.reviewed not in REVIEWED:
+            problems.append(f"reviewed {self.reviewed!r}: take one of {', '.join(REVIEWED)}")
         if problems:
             raise ArgumentError(problems, "kinject questions export")
 
@@ -130,10 +136,11 @@ def export_set(there: QuestionSet, out: Path, settings: Settings) -> Exported:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CorpusError(f"{out} is there already: name another folder, or remove it first.")
-    stands = settled(there)
+    stands = settled(there, settings.reviewed or ("accepted" if tally(there) else "all"))
     if not stands.rows:
         why = ", ".join(f"{reason} {count}" for reason, count in sorted(stands.dropped.items()))
-        raise CorpusError(f"No question of {there.folder} stands ({why}): look at verdicts.jsonl.")
+        where = "verdicts.jsonl" if stands.reviewed == "all" else "reviews.jsonl, or take --reviewed all"
+        raise CorpusError(f"No question of {there.folder} stands ({why}): look at {where}.")
     splits = split_by_document(stands.rows, there.corpus.by_id, settings)
     tables = _tables(there, splits)
     names, files = _tasks(settings, list(splits.named()))
@@ -343,9 +350,32 @@ def _making(there: QuestionSet, stands: Settled) -> list[str]:
         f"- written by {wrote['writer']}: {asked} questions a chunk on {wrote['chunks']:,} chunks",
         f"- kept: the {kept} most specific of each, {wrote['questions']:,} in all",
         f"- {how}",
+        *_reviewing(there, stands),
         f"- left out afterwards: {dropped}; rewritten by people: {stands.edited}",
         "- made with `kinject questions` of lm-eval-kinject",
     ]
+
+
+def _reviewing(there: QuestionSet, stands: Settled) -> list[str]:
+    """Who looked at the questions, what counted, and how far people agree. Names stay in the set's folder."""
+    told = tally(there)
+    if not told:
+        return []
+    counts = sum(told.values(), Counter[str]())
+    people = "one person" if len(told) == 1 else f"{len(told)} people"
+    said = ", ".join(f"{counts[action]:,} {word}" for action, word in _DECIDED.items())
+    lines = [f"- reviewed by {people}: {said}; exported: {REVIEWED[stands.reviewed]}"]
+    for n, pair in enumerate(agreements(there), start=1):
+        kappa = pair.kappa()
+        figure = "Cohen's kappa can't be given" if math.isnan(kappa) else f"Cohen's kappa {kappa:.2f}"
+        which = "the two" if len(told) == 2 else f"pair {n} of reviewers"
+        lines.append(
+            f"- {which} decided alike on {pair.same} of the {len(pair.said)} questions that both saw ({figure})"
+        )
+    return lines
+
+
+_DECIDED = {"accept": "acceptances", "edit": "edits", "reject": "rejections"}
 
 
 def _limits(there: QuestionSet, stands: Settled) -> list[str]:
@@ -353,8 +383,10 @@ def _limits(there: QuestionSet, stands: Settled) -> list[str]:
         "- Each question was written from one chunk of the corpus that is searched, which favours retrieval.",
         "- What a machine wrote may be wrong, ambiguous or dull all the same.",
     ]
-    if not there.read("reviews.jsonl"):
+    if not stands.approved:
         found.append("- No person has looked at these questions.")
+    elif stands.approved < len(stands.rows):
+        found.append(f"- People have looked at {stands.approved} of these {len(stands.rows)} questions.")
     if stands.unverified:
         found.append(f"- {stands.unverified} questions were neither verified nor reviewed.")
     if not there.licence:

@@ -13,8 +13,8 @@ again is replaced whole:
     questions.jsonl      write            a question: id, question, choices, answer (place from 0), source_chunk,
                                           evidence (words of the chunk), specificity (1: the most), writer
     verdicts.jsonl       verify           a question's verdict: id, of, flags, with_passage, without_passage, tries
-    reviews.jsonl        review pages     a person's decision; append-only: id, of, reviewer, action (accept, edit,
-                                          reject), reason, and for an edit question, choices, answer
+    reviews.jsonl        review           a person's decision; append-only: id, of, reviewer, action (accept, edit,
+                                          reject), reason, and for an edit question, choices, answer, evidence
     paraphrases.jsonl    paraphrase       another wording: chunk, number (from 1), text: what the trainer reads
     validation.jsonl     paraphrase       the same, held out for choosing training settings
     augment-STYLE.jsonl  augment          the same columns: texts made of a chunk in another style
@@ -127,8 +127,12 @@ class QuestionSet:
         finally:
             lock.release()
 
-    def read(self, name: str) -> list[Row]:
+    def read(self, name: str, *, growing: bool = False) -> list[Row]:
         """The rows of a file, none where it isn't there.
+
+        Args:
+            name: the file's.
+            growing: others may be adding to it: a last line without an end that isn't whole is left out.
 
         Raises:
             CorpusError: a line is no object.
@@ -143,6 +147,8 @@ class QuestionSet:
                 except ValueError:
                     row = None
                 if not isinstance(row, dict):
+                    if growing and number == len(lines):
+                        break
                     raise CorpusError(f"{path}, line {number}, is no JSON object: mend or remove it.")
                 rows.append(row)
         return rows

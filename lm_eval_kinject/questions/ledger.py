@@ -26,7 +26,7 @@ from lm_eval_kinject.errors import ArgumentError, CorpusError
 from lm_eval_kinject.provenance import fingerprint
 from lm_eval_kinject.questions.asking import Reply, Request, Writer, tokens_in
 
-__all__ = ["Asker", "Expected", "Ledger", "Prices", "Say", "Spent", "each"]
+__all__ = ["Asker", "Expected", "Ledger", "Prices", "Say", "Spent", "append_whole", "each", "jsonl"]
 
 Say = Callable[[str], None]
 Item = TypeVar("Item")
@@ -75,10 +75,7 @@ class Ledger:
         row = {"key": key, "about": about, "writer": writer, **asdict(reply)}
         line = (json.dumps(row, ensure_ascii=True) + "\n").encode()
         with self._lock:
-            left = memoryview(line)
-            while left:
-                left = left[os.write(self._descriptor, left) :]
-            os.fsync(self._descriptor)
+            append_whole(self._descriptor, line)
             self._answers[key] = reply
 
     def close(self) -> None:
@@ -237,6 +234,14 @@ def each(
     if failed is not None:
         failed.result()  # raises
     return [one.result() for one in futures]
+
+
+def append_whole(descriptor: int, line: bytes) -> None:
+    """Writes a line to a file that is open for appending, and sees it to the disk."""
+    left = memoryview(line)
+    while left:
+        left = left[os.write(descriptor, left) :]
+    os.fsync(descriptor)
 
 
 def jsonl(rows: Sequence[Any]) -> bytes:

@@ -11,19 +11,31 @@ says A is right at most once).
 from __future__ import annotations
 
 import string
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
-from lm_eval_kinject.errors import ArgumentError, CorpusError
+from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.questions.answers import Unusable, read_list
 from lm_eval_kinject.questions.asking import Request
-from lm_eval_kinject.questions.checks import OPTIONS
+from lm_eval_kinject.questions.checks import OPTIONS, Doubles
 from lm_eval_kinject.questions.folder import QuestionSet, Row, fingerprint_question
 from lm_eval_kinject.questions.ledger import Asker, Expected, Say, each
 from lm_eval_kinject.questions.prompts import answer_request, passage_of
+from lm_eval_kinject.questions.reviews import decisions, edit_problems, on_these_words, worded
 
-__all__ = ["FLAGS", "Settled", "Verified", "expected_requests", "settled", "verify_questions"]
+__all__ = [
+    "FLAGS",
+    "REVIEWED",
+    "Reviewed",
+    "Settled",
+    "Verified",
+    "check_tries",
+    "expected_requests",
+    "settled",
+    "verify_questions",
+]
 
 FLAGS = {
     "known": "answered right without the passage, in every order of the options",
@@ -160,6 +172,15 @@ def _without(row: Row, turn: int, seed: int) -> Request:
 # What stands ----------------------------------------------------------------------------------------------------------
 
 
+Reviewed = Literal["all", "accepted", "majority"]
+REVIEWED: dict[Reviewed, str] = {
+    "all": "what nobody looked at stands if no flag is against it; one rejection is enough",
+    "accepted": "only what a reviewer accepted or edited, and none rejected",
+    "majority": "only what more reviewers accepted or edited than rejected",
+}
+"""How people's decisions count."""
+
+
 @dataclass
 class Settled:
     """The questions that stand, and why others don't.
@@ -169,69 +190,73 @@ class Settled:
         dropped: reason -> questions.
         unverified: that stand without a verdict or a person's word.
         edited: that stand as a person rewrote them.
+        reviewed: how people's decisions counted.
+        approved: that stand because of a person's word, those edited among them.
     """
 
     rows: list[Row]
     dropped: Counter[str]
     unverified: int
     edited: int
+    reviewed: Reviewed = "all"
+    approved: int = 0
 
 
-def settled(there: QuestionSet) -> Settled:
-    """Which questions stand: a person's word counts for more than a model's, and one rejection is enough.
+def settled(there: QuestionSet, reviewed: Reviewed = "all") -> Settled:
+    """Which questions stand: a person's word counts for more than a model's (see `REVIEWED`).
+
+    An edited question has to pass the checks of a written one.
 
     Raises:
         CorpusError: there are no questions, or a decision can't be read.
     """
     verdicts = {row["id"]: row for row in there.read("verdicts.jsonl")}
-    decisions = _decisions(there)
-    found = Settled([], Counter(), 0, 0)
+    decided = decisions(there)
+    found = Settled([], Counter(), 0, 0, reviewed)
+    edited: set[str] = set()
     for row in there.questions():
-        name = fingerprint_question(row)
-        mine = [one for one in decisions.get(row["id"], []) if one["of"] == name]
+        mine = on_these_words(row, decided)
         verdict = verdicts.get(row["id"])
-        if any(one["action"] == "reject" for one in mine):
-            found.dropped["rejected by a reviewer"] += 1
-        elif edits := [one for one in mine if one["action"] == "edit"]:
-            found.rows.append({**row, **{key: edits[-1][key] for key in ("question", "choices", "answer")}})
-            found.edited += 1
-        elif mine:
-            found.rows.append(row)
-        elif verdict is None or verdict["of"] != name:
-            found.rows.append(row)
-            found.unverified += 1
-        elif verdict["flags"]:
-            found.dropped.update(verdict["flags"][:1])
-        else:
-            found.rows.append(row)
+        judged = verdict if verdict is not None and verdict["of"] == fingerprint_question(row) else None
+        if why := _against(mine, judged, reviewed):
+            found.dropped[why] += 1
+            continue
+        now = worded(row, mine)
+        found.rows.append(now)
+        found.approved += bool(mine)
+        found.unverified += not mine and judged is None
+        if now is not row:
+            edited.add(row["id"])
+    _check_edits(there, found, edited)
     return found
 
 
-def _decisions(there: QuestionSet) -> dict[str, list[Row]]:
-    """Question id -> the last decision of each reviewer, in the order in which they were made."""
-    last: dict[tuple[str, str], Row] = {}
-    for number, row in enumerate(there.read("reviews.jsonl"), start=1):
-        if problem := _wrong_with(row):
-            raise CorpusError(f"{there.folder / 'reviews.jsonl'}, line {number}: {problem}; mend or remove it.")
-        key = (row["id"], str(row.get("reviewer", "")))
-        last.pop(key, None)
-        last[key] = row
-    found: dict[str, list[Row]] = defaultdict(list)
-    for (identifier, _), row in last.items():
-        found[identifier].append(row)
-    return found
-
-
-def _wrong_with(row: Row) -> str | None:
-    if not all(isinstance(row.get(key), str) for key in ("id", "of")):
-        return "needs the strings `id` and `of`"
-    if row.get("action") not in ("accept", "edit", "reject"):
-        return f"its action {row.get('action')!r} is neither accept, edit nor reject"
-    if row["action"] != "edit":
+def _against(mine: Sequence[Row], verdict: Row | None, reviewed: Reviewed) -> str | None:
+    """Why a question doesn't stand after decisions on its words and a verdict on them; None: it does."""
+    rejected = sum(one["action"] == "reject" for one in mine)
+    kept = len(mine) - rejected
+    if reviewed == "majority" and rejected:
+        return None if kept > rejected else "rejected by reviewers" if rejected > kept else "no majority of reviewers"
+    if rejected:
+        return "rejected by a reviewer"
+    if mine:
         return None
-    choices, answer = row.get("choices"), row.get("answer")
-    sound = isinstance(choices, list) and len(choices) == OPTIONS and all(isinstance(c, str) and c for c in choices)
-    placed = isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < OPTIONS
-    if not (sound and placed and isinstance(row.get("question"), str)):
-        return "an edit needs `question`, four `choices` and `answer`, a place from 0"
-    return None
+    if reviewed != "all":
+        return "not reviewed"
+    return str(verdict["flags"][0]) if verdict is not None and verdict["flags"] else None
+
+
+def _check_edits(there: QuestionSet, found: Settled, edited: set[str]) -> None:
+    """Drops edited questions that the checks refuse; the page doesn't let them through, other programs may."""
+    others = Doubles()
+    for row in found.rows:
+        if row["id"] not in edited:
+            others.add(row["id"], row["question"], row["choices"][row["answer"]])
+    for row in [row for row in found.rows if row["id"] in edited]:
+        if problems := edit_problems(there, row, others):
+            found.rows.remove(row)
+            found.approved -= 1
+            found.dropped[f"edited, but {problems[0].partition(' of ')[0]}"] += 1
+        else:
+            others.add(row["id"], row["question"], row["choices"][row["answer"]])
+            found.edited += 1

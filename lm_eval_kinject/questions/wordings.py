@@ -30,6 +30,7 @@ from lm_eval_kinject.corpus.sources.newswire.measure import distinct_n, mean_ove
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.questions.answers import Unusable, read_list, read_text
 from lm_eval_kinject.questions.checks import Doubles, lost_or_new, repeated, words_of
+from lm_eval_kinject.questions.entailment import INVENTED, LOST, Entailment
 from lm_eval_kinject.questions.folder import QuestionSet, Row
 from lm_eval_kinject.questions.ledger import Asker, Expected, Say, each
 from lm_eval_kinject.questions.prompts import (
@@ -62,6 +63,8 @@ _COMPLAINTS = {
     "a number is new": "there must be no number that the passage doesn't have",
     "a date is new": "there must be no date that the passage doesn't have",
     "a name is new": "there must be no name that the passage doesn't have",
+    INVENTED: "each text must say nothing that the passage doesn't say",
+    LOST: "each text must say all that the passage says",
     "repeats another": "each text must be worded quite differently from the passage and from the others",
     "too short": "each text must be about as long as the passage",
     "too long": "each text must be about as long as the passage",
@@ -80,6 +83,7 @@ class Settings:
         validation_chunks: how many chunks have those, drawn by the seed.
         tries: rounds of requests for a chunk's texts, the first among them; a round may take several requests.
         seed: of sampling and drawing.
+        nli: a model that is asked whether paraphrase and chunk entail each other (entailment.py); None: none is.
     """
 
     style: Style = "paraphrase"
@@ -88,6 +92,7 @@ class Settings:
     validation_chunks: int = 240
     tries: int = 4
     seed: int = 1
+    nli: str | None = None
 
     def __post_init__(self) -> None:
         least = {"n": (self.count, 1), "validation": (self.validation, 0), "tries": (self.tries, 1)}
@@ -97,6 +102,10 @@ class Settings:
             problems.append(f"style {self.style!r}: take one of {', '.join(STYLES[1:])}")
         if self.validation and self.style != "paraphrase":
             problems.append(f"validation {self.validation}: only paraphrases are held out for it")
+        if self.nli is not None and (self.style != "paraphrase" or not self.nli.strip()):
+            problems.append(
+                f"nli {self.nli!r}: name a model, for paraphrases only: other styles don't say all of a chunk"
+            )
         if problems:
             raise ArgumentError(
                 problems, f"kinject questions {'paraphrase' if self.style == 'paraphrase' else 'augment'}"
@@ -219,12 +228,14 @@ def write_wordings(there: QuestionSet, asker: Asker, settings: Settings, say: Sa
 
     Raises:
         CorpusError: there are no questions yet.
-        ModelError: the writer can't answer; what was answered is kept.
+        ModelError: the writer can't answer; what was answered is kept. Or ``nli`` can't be loaded; nobody was asked.
     """
+    wanted = _wanted(there, settings)
     asked = _asked(there) if settings.style == "qa" else None
+    judge = Entailment(settings.nli) if settings.nli is not None else None
     made = each(
-        _wanted(there, settings),
-        lambda one: _write(_Texts(*one), asker, settings, asked),
+        wanted,
+        lambda one: _write(_Texts(*one), asker, settings, asked, judge),
         workers=asker.writer.concurrency,
         unit="chunks",
         say=say,
@@ -250,11 +261,13 @@ def write_wordings(there: QuestionSet, asker: Asker, settings: Settings, say: Sa
             **asdict(found),
             "problems": dict(sorted(found.problems.items())),
             "writer": asker.writer.name,
-            "settings": asdict(settings),
+            "settings": {**asdict(settings), "nli": judge.provenance() if judge else None},
             "faults": dict(sorted(asker.writer.faults.items())),
             "spent": asdict(asker.spent),
         },
     )
+    if judge and judge.unjudged:
+        say(f"{judge.unjudged} paraphrases were too long for {judge.name} and weren't judged by it")
     return found
 
 
@@ -280,7 +293,7 @@ def _asked(there: QuestionSet) -> Doubles:
 # One chunk ------------------------------------------------------------------------------------------------------------
 
 
-def _write(found: _Texts, asker: Asker, settings: Settings, asked: Doubles | None) -> _Texts:
+def _write(found: _Texts, asker: Asker, settings: Settings, asked: Doubles | None, judge: Entailment | None) -> _Texts:
     """A chunk's good texts, in the order in which they came."""
     about = f"{settings.stage} {found.chunk.id}"
     rounds = {"paraphrase": _paraphrases, "qa": _pairs, "entigraph": _relations, "active-reading": _studies}
@@ -293,6 +306,8 @@ def _write(found: _Texts, asker: Asker, settings: Settings, asked: Doubles | Non
             problem = _problem(passage, text, found.good, settings.style)
             if problem is None and asked is not None and asked.find(question, answer) is not None:
                 problem = "asks a question of the set"
+            if problem is None and judge is not None:
+                problem = judge.problem(passage, text)
             if problem is None:
                 found.good.append(text)
             else:

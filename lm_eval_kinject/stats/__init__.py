@@ -15,6 +15,7 @@ from lm_eval_kinject.errors import KinjectError
 if importlib.util.find_spec("scipy") is None:
     raise KinjectError("Statistics need scipy, which isn't installed: pip install 'lm-eval-kinject[study]'")
 
+from lm_eval_kinject.stats.agreement import cohen_kappa
 from lm_eval_kinject.stats.answers import Paired, Tally, groups, paired, scored, tally
 from lm_eval_kinject.stats.choice import CrossFitted, best_k, cross_fitted
 from lm_eval_kinject.stats.intervals import (
@@ -56,4 +57,5 @@ __all__ = [
     "Paired",
     "paired",
     "groups",
+    "cohen_kappa",
 ]

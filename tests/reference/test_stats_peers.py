@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 from scipy import stats
+from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar as peer_mcnemar
+from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import (
@@ -19,6 +21,7 @@ from lm_eval_kinject.stats import (
     accuracy,
     clustered_difference,
     clustered_mean,
+    cohen_kappa,
     detectable_paired,
     detectable_unpaired,
     fisher,
@@ -133,3 +136,27 @@ def test_the_lady_tasting_tea() -> None:
     assert fisher((3, 4), (1, 4)) == pytest.approx(34 / 70)
     with pytest.raises(ValueError, match="between 0 and those asked"):
         fisher((5, 4), (1, 4))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cohen_kappa(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, n = ["accept", "edit", "reject"][: 2 + seed % 2], int(rng.integers(5, 60))
+    first = rng.choice(labels, n)
+    second = np.where(rng.random(n) < 0.6, first, rng.choice(labels, n))
+    counts = np.array([[np.sum((first == a) & (second == b)) for b in labels] for a in labels])
+    found = cohen_kappa(list(first), list(second))
+    assert found == pytest.approx(cohens_kappa(counts).kappa, abs=1e-12)
+    assert found == pytest.approx(cohen_kappa_score(first, second), abs=1e-12)
+
+
+def test_cohen_kappa_by_hand() -> None:
+    # Cohen's own kind of table: 20 and 15 on the diagonal, 5 and 10 off it: p_o .7, p_e .5.
+    first = ["y"] * 25 + ["n"] * 25
+    second = ["y"] * 20 + ["n"] * 5 + ["y"] * 10 + ["n"] * 15
+    assert cohen_kappa(first, second) == pytest.approx(0.4)
+    assert cohen_kappa(["y", "n"], ["n", "y"]) == -1.0
+    assert np.isnan(cohen_kappa(["y", "y"], ["y", "y"]))
+    assert cohen_kappa(["y", "y"], ["n", "n"]) == 0.0
+    with pytest.raises(ValueError, match="equally many"):
+        cohen_kappa([], [])

@@ -99,7 +99,7 @@ def test_what_stands_after_verdicts_and_people(there: QuestionSet) -> None:
     verdicts = [{"id": row["id"], "of": fingerprint_question(row), "flags": ["known"]} for row in rows[:3]]
     verdicts.append({"id": "q3", "of": "other words", "flags": ["known"]})
     there.write("verdicts.jsonl", verdicts)
-    new = {"question": "New?", "choices": ["w", "x", "y", "z"], "answer": 3}
+    new = {"question": "Who opened the bridge?", "choices": CHOICES[::-1], "answer": 1}
     reviews = [
         decision(rows[1], "reject"),
         decision(rows[1], "accept"),  # ann has thought better of it
