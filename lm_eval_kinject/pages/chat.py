@@ -80,7 +80,7 @@ class Visit:
             self.own = [paper for paper in self.own if paper.name != what]
             self.left -= {what}
         elif do == "open":
-            number, rank = (int(word) if word.isdigit() else 0 for word in [*what.split(), "", ""][:2])
+            number, rank = (int(word) if word.isdecimal() else 0 for word in [*what.split(), "", ""][:2])
             if number < len(self.turns) and 1 <= rank <= len(self.turns[number].sources):
                 turn = self.turns[number]
                 turn.opened = 0 if turn.opened == rank else rank
@@ -201,8 +201,9 @@ class _Page:
                 with gr.Column(scale=5, min_width=280):
                     with gr.Row():
                         question = gr.Textbox(label="Question", max_lines=4, scale=5, min_width=200)
-                        go = gr.Button("Ask", variant="primary", scale=1, min_width=80)
-                        stop = gr.Button("Stop", scale=1, min_width=80)
+                        with gr.Column(scale=1, min_width=90):
+                            go = gr.Button("Ask", variant="primary", size="sm")
+                            stop = gr.Button("Stop", size="sm")
                     settings = self._settings(gr, any_model)
                     talk = gr.HTML(conversation([]), js_on_load=REPORT, **html)
 
@@ -236,7 +237,7 @@ class _Page:
             return [
                 gr.Dropdown(retrievers, value=self.how.retriever, label="Retriever", min_width=120),
                 gr.Dropdown(list(range(1, MOST_K + 1)), value=self.how.k, label="Passages (K)", min_width=120),
-                gr.Dropdown(orders, value=self.how.order, label="Order", min_width=140),
+                gr.Dropdown(orders, value=self.how.order, label="Order", min_width=120),
                 gr.Dropdown(
                     names, value=self.how.model, label=typed, allow_custom_value=any_model, scale=2, min_width=240
                 ),

@@ -274,6 +274,10 @@ class _OneAtATime:
     def queries_cut(self) -> int:
         return self._encoder.queries_cut
 
+    @queries_cut.setter
+    def queries_cut(self, count: int) -> None:
+        self._encoder.queries_cut = count
+
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
         with self._lock:
             return self._encoder.encode_queries(texts)

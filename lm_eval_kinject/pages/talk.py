@@ -16,8 +16,9 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from lm_eval_kinject.context.compose import Composer, markers_of
@@ -266,13 +267,12 @@ def _request(turn: Turn, model: _Asked) -> tuple[Request, set[str]]:
         ModelError: the model's window has no room for them.
     """
     asked = f"Question: {turn.question}\nAnswer:"
-    count, markers, budget = tokens_in, (), None
+    composer, budget = Composer(tokens_in, (), _PASSAGES, ORDERS[turn.how.order][1]), None
     if isinstance(model, LocalModel):
-        tokenizer, window = model.tokenizer, model.window
-        count, markers = (lambda text: len(tokenizer(text)["input_ids"])), markers_of(tokenizer)
-        if window is not None:  # a chat's template has tokens of its own, too
-            budget = window - count(f"{SYSTEM}\n\n{asked}\n") - min(MOST_TOKENS, window // 4) - 32
-    composer = Composer(count, markers, _PASSAGES, ORDERS[turn.how.order][1])
+        count = partial(_tokens, model.tokenizer)
+        composer = Composer(count, markers_of(model.tokenizer), _PASSAGES, ORDERS[turn.how.order][1])
+        if model.window is not None:  # a chat's template has tokens of its own, too
+            budget = model.window - count(f"{SYSTEM}\n\n{asked}\n") - min(MOST_TOKENS, model.window // 4) - 32
     # A passage is headed by where it stands, which the model may say.
     headed = [replace(hit, chunk=replace(hit.chunk, title=label_of(hit.chunk))) for hit in turn.sources]
     try:
@@ -282,3 +282,7 @@ def _request(turn: Turn, model: _Asked) -> tuple[Request, set[str]]:
             f"The window of {label(turn.how.model)} has no room for the question and one passage: take another model."
         ) from problem
     return Request(SYSTEM, f"{made.text}{asked}", temperature=0.0, most_tokens=MOST_TOKENS), set(made.used)
+
+
+def _tokens(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text)["input_ids"])

@@ -8,6 +8,7 @@ lines are kept, and the only things that can be pressed in it are the numbers of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from lm_eval_kinject.pages.look import button, escape
@@ -31,7 +32,7 @@ CSS = """
 .kj.talk .answer { white-space: pre-wrap; overflow-wrap: anywhere; max-width: 46rem; margin: .4rem 0 .6rem; }
 .kj.talk .answer button { font-size: .8em; vertical-align: .2em; padding: 0 .25em; min-width: 1.7em; margin: 0 .1em;
   text-align: center; border: 1px solid var(--line); border-radius: 4px; background: var(--wash); line-height: 1.5; }
-.kj.talk .answer button[aria-expanded=true], .kj.talk li button[aria-expanded=true] { outline: 2px solid var(--mark); }
+.kj.talk .answer button[aria-expanded=true] { outline: 2px solid var(--mark); }
 .kj.talk ol { list-style: none; margin: .3rem 0; padding: 0; display: grid; gap: .15rem; }
 .kj.talk ol b { display: inline-block; min-width: 1.7em; font-variant-numeric: tabular-nums; }
 .kj.talk ol small { color: var(--soft); } .kj.talk li.quiet button { color: var(--soft); }
@@ -115,7 +116,7 @@ def _answer(turn: Turn, number: int) -> str:
     if turn.how.model == NO_MODEL:
         return "<p>No model is asked: these passages are nearest.</p>" if turn.sources else ""
     pieces = "".join(
-        escape(text) + "".join(_cite(turn, number, cite) for cite in numbers)
+        escape(text.rstrip(" ") if numbers else text) + "".join(_cite(turn, number, cite) for cite in numbers)
         for text, numbers in cited(turn.text, len(turn.sources))
     )
     return f'<div class="answer">{pieces}</div>' if turn.text else ""
@@ -156,15 +157,20 @@ def _page(turn: Turn, rank: int) -> str:
     behind = f"{place.behind.strip()}{'' if place.ends else ' …'}"
     return (
         f'<div class="page" tabindex="0" role="region" aria-label="Passage {rank}: {escape(place.label)}">'
-        f"{escape(before)}<mark>{escape(place.passage)}</mark>{escape(behind)}</div>"
+        f"{_lines(before)}<mark>{_lines(place.passage)}</mark>{_lines(behind)}</div>"
     )
+
+
+def _lines(text: str) -> str:
+    """Text as HTML, in which the lines of a printed page run on where a sentence does."""
+    return escape(re.sub(r"(?<=[^\n])\n(?=[a-z])", " ", text))
 
 
 def _how(turn: Turn) -> str:
     how = turn.how
-    papers, passages = _count(len(turn.papers), "document"), _count(how.k, "passage")
     model = "no model" if how.model == NO_MODEL else f"{_order(how.order)}, {label(how.model)}"
-    return f'<p class="note">{escape(f"{how.retriever}, {passages} of {papers}, {model}")}</p>'
+    said = f"{how.retriever}, K={how.k}, {_count(len(turn.papers), 'document')}, {model}"
+    return f'<p class="note">{escape(said)}</p>'
 
 
 def _count(number: int, thing: str) -> str:

@@ -191,7 +191,7 @@ def ask(papers: list[Paper], searching: Searching, monkeypatch: pytest.MonkeyPat
     def ask(model: Scripted, question: str = "Who kept the captain's log?", **how: object) -> Turn:
         monkeypatch.setattr(talk.Models, "get", lambda self, spec: model)
         settings = {"retriever": "bm25", "k": 2, "model": "hf:scripted", **how}
-        turn = Turn(question, How(**settings), tuple(papers))  # type: ignore[arg-type]
+        turn = Turn(question, How(**settings), tuple(papers))
         for _ in answer(turn, searching, Models()):
             pass
         return turn
@@ -298,7 +298,7 @@ def test_whoever_stops_reading_stops_the_writing(reader: LocalModel, monkeypatch
     monkeypatch.setattr(reader._model, "forward", lambda *a, **k: steps.append(1) or forward(*a, **k))
     pieces = reader.stream(Request("", "In March", temperature=0.0, most_tokens=3000))
     next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     with reader._lock:  # free as soon as the writing has stopped
         assert len(steps) < 200
 
