@@ -24,14 +24,11 @@ from lm_eval_kinject.errors import ArgumentError, KinjectError
 from lm_eval_kinject.pages.look import REPORT, escape
 from lm_eval_kinject.pages.serve import gradio
 from lm_eval_kinject.pages.shelf import KINDS, Limits, Paper, Searching, Tell, files_in, read_papers
-from lm_eval_kinject.pages.talk import NO_MODEL, ORDERS, READER, How, Models, Turn, answer, label
+from lm_eval_kinject.pages.talk import MOST_K, NO_MODEL, ORDERS, READER, How, Models, Turn, answer, label
 from lm_eval_kinject.pages.turns import CSS, conversation, paper_list
-from lm_eval_kinject.retrieval import retriever_problems
-from lm_eval_kinject.retrieval.make import kind_of
 
-__all__ = ["CSS", "MOST_K", "Visit", "chat"]
+__all__ = ["CSS", "Visit", "chat"]
 
-MOST_K = 20
 _EVERY = 0.1  # seconds between two showings of an answer that is being written
 _KEPT = 600  # seconds that an uploaded file lies in its folder, which nothing is served from
 
@@ -139,11 +136,6 @@ def chat(
 def _check(paths: Sequence[Path], how: How, models: Sequence[str]) -> None:
     problems = [f"{path}: there is no such file or folder" for path in paths if not path.exists()]
     problems += how.problems() + [one for model in models for one in How(model=model).problems()]
-    problems += retriever_problems(how.retriever)
-    if kind_of(how.retriever) == "control":
-        problems.append(f"retriever={how.retriever} is a control of experiments: name one that searches, such as bm25")
-    if not 1 <= how.k <= MOST_K:
-        problems.append(f"k={how.k}: take 1 to {MOST_K}")
     if problems:
         raise ArgumentError(problems, "kinject chat")
 
@@ -271,7 +263,9 @@ class _Page:
                 gradio().Info("Wait for the answer, or stop it.")
             yield question, conversation(visit.turns)
             return
-        turn = Turn(question, How(retriever, k, order, (model or NO_MODEL).strip()), visit.asked(self.given), doing="…")
+        turn = Turn(
+            question, How(retriever, k, order, (model or NO_MODEL).strip()), visit.asked(self.given), doing="Searching"
+        )
         visit.turns.append(turn)
         shown = 0.0
         for _ in answer(turn, self.searching, self.models):

@@ -158,8 +158,12 @@ def read_papers(
     for number, (path, name) in enumerate(files):
         there = [*beside, *papers]
         tell(f"Reading {name}", number / len(files))
+
+        def say(said: str, share: float = number / len(files)) -> None:
+            tell(said, share)
+
         try:
-            paper = _read(path, name, there, limits, cache, lambda said, n=number: tell(said, n / len(files)))
+            paper = _read(path, name, there, limits, cache, say)
         except CorpusError as problem:
             problems.append(str(problem).replace("The corpus file ", "").replace("The corpus ", ""))
             continue

@@ -29,8 +29,22 @@ from lm_eval_kinject.pages.shelf import Paper, Searching, label_of
 from lm_eval_kinject.plugin import assets_dir
 from lm_eval_kinject.questions.asking import Endpoint, LocalModel, Request, tokens_in
 from lm_eval_kinject.records import Hit
+from lm_eval_kinject.retrieval import retriever_problems
+from lm_eval_kinject.retrieval.make import kind_of
 
-__all__ = ["NO_MODEL", "ORDERS", "READER", "How", "Models", "Turn", "answer", "cited", "label", "model_problem"]
+__all__ = [
+    "MOST_K",
+    "NO_MODEL",
+    "ORDERS",
+    "READER",
+    "How",
+    "Models",
+    "Turn",
+    "answer",
+    "cited",
+    "label",
+    "model_problem",
+]
 
 NO_MODEL = "none"
 READER = "reader"
@@ -42,6 +56,7 @@ ORDERS: dict[str, tuple[str, Order]] = {
 """Name -> what it is, for people, and the stage."""
 
 T = TypeVar("T")
+MOST_K = 20
 MOST_TOKENS = 512
 _LOOK = 0.25  # seconds between two looks at what is being done
 _WORKERS = ThreadPoolExecutor(max_workers=16, thread_name_prefix="asking")
@@ -63,8 +78,8 @@ _GOES_ON = re.compile(r"\n\s*(?:Question:|\[\d+\] )")  # what a model without a 
 class _Asked(Protocol):
     name: str
 
-    def stream(self, request: Request) -> Iterator[str]:
-        """Pieces of the answer."""
+    def stream(self, request: Request) -> Generator[str, None, None]:
+        """Pieces of the answer; closed, it writes no more."""
 
 
 def model_problem(spec: str) -> str | None:
@@ -110,10 +125,11 @@ class Models:
         """
         if problem := model_problem(spec):
             raise ArgumentError(problem, "the model")
-        with self._lock:
-            if spec not in self._loaded:
-                self._loaded[spec] = self._load(spec)
-            return self._loaded[spec]
+        if spec not in self._loaded:
+            with self._lock:  # one that is there already doesn't wait for one that is being loaded
+                if spec not in self._loaded:
+                    self._loaded[spec] = self._load(spec)
+        return self._loaded[spec]
 
     def _load(self, spec: str) -> _Asked:
         if spec == READER:
@@ -129,7 +145,10 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How a question is asked: retriever, most passages, their order in the prompt, and the model."""
+    """How a question is asked: retriever, most passages, their order in the prompt, and the model.
+
+    What people set on the page comes as it is; `problems` looks at it before anything is done.
+    """
 
     retriever: str = "minilm"
     k: int = 4
@@ -138,7 +157,15 @@ class How:
 
     def problems(self) -> list[str]:
         """What is wrong with it."""
-        found = [] if self.order in ORDERS else [f"order {self.order}: take one of {', '.join(ORDERS)}"]
+        found = list(retriever_problems(self.retriever))
+        if kind_of(self.retriever) == "control":
+            found.append(
+                f"retriever {self.retriever} is a control of experiments: take one that searches, such as bm25"
+            )
+        if not isinstance(self.k, int) or not 1 <= self.k <= MOST_K:
+            found.append(f"k={self.k}: take 1 to {MOST_K}")
+        if self.order not in ORDERS:
+            found.append(f"order {self.order}: take one of {', '.join(ORDERS)}")
         return found + ([one] if (one := model_problem(self.model)) else [])
 
 
@@ -226,6 +253,11 @@ def _answer(turn: Turn, searching: Searching, models: Models) -> Iterator[None]:
     request, used = _request(turn, model)
     turn.sources = tuple(hit for hit in hits if hit.chunk.id in used)
     turn.dropped = len(hits) - len(turn.sources)
+    yield from _written(turn, model, request)
+
+
+def _written(turn: Turn, model: _Asked, request: Request) -> Iterator[None]:
+    """Has the model write the answer, until it has ended or somebody has had enough."""
     pieces = model.stream(request)
     try:
         for piece in pieces:
@@ -237,10 +269,8 @@ def _answer(turn: Turn, searching: Searching, models: Models) -> Iterator[None]:
                 break
             yield
     finally:
-        close = getattr(pieces, "close", None)
-        if close is not None:
-            close()
-    turn.text = turn.text.strip()
+        pieces.close()
+        turn.text = turn.text.strip()
 
 
 def _awaited(call: Callable[[], T]) -> Generator[None, None, T]:

@@ -103,7 +103,7 @@ def _turn(turn: Turn, number: int) -> str:
         lines = "".join(f"<p>{escape(line)}</p>" for line in turn.problem.splitlines())
         body += f'<div class="problems">{lines}</div>'
     if turn.doing:
-        body += f'<p class="note">{escape(turn.doing)} …</p>'
+        body += f'<p class="note">{escape(turn.doing)} …</p>'
     if turn.stopped:
         body += '<p class="note">Stopped.</p>'
     return f'<article aria-label="{escape(turn.question[:80])}">{body}{_sources(turn, number)}{_how(turn)}</article>'

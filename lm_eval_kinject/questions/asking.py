@@ -15,7 +15,7 @@ import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import SimpleQueue
@@ -232,7 +232,7 @@ class Endpoint:
         headers = {"Idempotency-Key": fingerprint([self.name, request])}
         return self._in_some_form(request, lambda sent: partial(self._once, request, sent, headers))
 
-    def stream(self, request: Request) -> Iterator[str]:
+    def stream(self, request: Request) -> Generator[str, None, None]:
         """Pieces of the answer as they come; whoever stops reading hangs up.
 
         Raises:
@@ -421,7 +421,7 @@ class LocalModel:
         finish: Finish = "length" if len(out) >= most and int(out[-1]) != self._tokenizer.eos_token_id else "stop"
         return Reply(text, finish, int(ids.shape[1]), len(out), metered=True)
 
-    def stream(self, request: Request) -> Iterator[str]:
+    def stream(self, request: Request) -> Generator[str, None, None]:
         """Pieces of the answer as they are written; whoever stops reading stops the writing.
 
         Raises:

@@ -107,7 +107,7 @@ def _handler(server: WriterServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             for number, word in enumerate(re.findall(r"\S+\s*", text)):
                 if number == 1 and server.gate is not None:
-                    server.gate.wait(30)
+                    server.gate.wait(120)
                 if number == 2 and cut:
                     self.close_connection = True
                     return

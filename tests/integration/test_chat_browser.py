@@ -40,6 +40,8 @@ def script(system: str, user: str, seed: int) -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[WriterServer]:
+    import openai  # noqa: F401 - here, and not while the page waits for the first answer
+
     with WriterServer(script=script) as running:
         yield running
 
@@ -83,7 +85,8 @@ def test_bring_ask_and_look_it_up(visit: Opener, site: str, server: WriterServer
     server.gate.set()
     server.gate = None
     page.locator(".talk[aria-busy=false]").wait_for()
-    assert page.locator(".answer").inner_text().replace("\n", "") == f"Anna Velk opened itpassage 1. {EVIL} [99]"
+    said = page.locator(".answer").inner_text()
+    assert "".join(said.split()) == "".join(f"Anna Velk opened it passage 1. {EVIL} [99]".split())
     cite = page.locator(".answer button")
     assert cite.count() == 1
     cite.focus()
@@ -132,6 +135,12 @@ def test_files_that_cannot_be_taken_are_said(visit: Opener, site: str, tmp_path:
     assert "bomb.docx (" in said
     assert "unfolds to more than" in said
     assert "broken.pdf is broken" in said
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+    (tmp_path / "folder" / "sub" / "more.txt").write_text("More words.")
+    (tmp_path / "folder" / "run.exe").write_text("MZ")
+    page.locator("input[type=file]").nth(1).set_input_files(tmp_path / "folder")
+    page.get_by_text("3 of 3 documents are asked").wait_for()
+    assert page.get_by_role("alert").inner_text().startswith("run.exe is none of the kinds that can be asked")
     bring(page, large)
     page.get_by_text("exceed the maximum allowed size").wait_for()
     assert page.evaluate("window.hacked") is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -178,7 +178,7 @@ class Scripted:
         self.pieces = pieces
         self.asked: list[Request] = []
 
-    def stream(self, request: Request) -> Iterator[str]:
+    def stream(self, request: Request) -> Generator[str, None, None]:
         self.asked.append(request)
         for piece in self.pieces:
             if isinstance(piece, Exception):
@@ -225,7 +225,22 @@ def test_what_goes_wrong_is_said_beside_what_was_written(ask: Callable[..., Turn
     turn = ask(Scripted("The captain", ModelError("it broke off")))
     assert (turn.text, turn.problem, turn.doing) == ("The captain", "it broke off", "")
     assert ask(Scripted("x"), question="y" * 2001).problem.startswith("The question has 2,001 characters")
-    assert "order upside: take one of relevance, reverse, sides" in ask(Scripted("x"), order="upside").problem
+    set_wrong = ask(model := Scripted("x"), order="upside", k=None, retriever="oracle")
+    assert set_wrong.problem == (
+        "retriever oracle is a control of experiments: take one that searches, such as bm25; k=None: take 1 to 20; "
+        "order upside: take one of relevance, reverse, sides"
+    )
+    assert model.asked == []
+
+
+def test_stopped_in_the_middle(papers: list[Paper], searching: Searching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(talk.Models, "get", lambda self, spec: Scripted("The ", "captain ", "kept ", "it."))
+    turn = Turn("Who kept the log?", How("bm25", model="hf:x"), tuple(papers))
+    for _ in answer(turn, searching, Models()):
+        turn.stopped = turn.text.endswith("captain ")
+    # The next piece was on its way already, and is the last.
+    assert (turn.text, turn.absent) == ("The captain kept", False)
+    assert "Stopped." in conversation([turn])
 
 
 def test_without_a_document_nothing_is_asked(searching: Searching) -> None:
@@ -252,8 +267,8 @@ def test_models_by_name(tmp_path: Path) -> None:
 def test_all_that_is_wrong_at_once(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError) as caught:
         chat([tmp_path / "nowhere"], how=How("oracle", 0, "upside", "llama"), models=["gpt"])
-    starts = [f"{tmp_path / 'nowhere'}: there is no such", "order upside", "model 'llama'", "model 'gpt'",
-              "retriever=oracle is a control", "k=0: take 1 to 20"]  # fmt: skip
+    starts = [f"{tmp_path / 'nowhere'}: there is no such", "retriever oracle is a control", "k=0: take 1 to 20",
+              "order upside", "model 'llama'", "model 'gpt'"]  # fmt: skip
     assert [one[: len(start)] for one, start in zip(caught.value.problems, starts, strict=True)] == starts
 
 
