@@ -27,10 +27,10 @@ BenchmarkOption = Annotated[
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="a finished run, a model's folder, or a data set's")],
+    folder: Annotated[Path, typer.Argument(help="a finished run, or the folder of a model, a data set or a Space")],
     to: ToOption,
     kind: Annotated[
-        Literal["run", "model", "dataset"], typer.Option("--as", help="what the folder is published as")
+        Literal["run", "model", "dataset", "space"], typer.Option("--as", help="what the folder is published as")
     ] = "run",
     base: Annotated[str | None, typer.Option("--base", help="a run's base on the Hub, if it was local")] = None,
     unchecked_base: Annotated[bool, typer.Option("--unchecked-base", help="don't compare that base's content")] = False,
@@ -45,18 +45,23 @@ def push(
     benchmark: BenchmarkOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Publish a run (adapter or model, with card and scores), a base model, or a data set on the Hub."""
+    """Publish a run (adapter or model, with card and scores), a base model, a data set or a leaderboard on the Hub."""
     from lm_eval_kinject.hub.eval_results import parse_benchmarks
-    from lm_eval_kinject.hub.push import push_dataset, push_model, push_run
+    from lm_eval_kinject.hub.push import push_dataset, push_model, push_run, push_space
 
     of_runs = {
         "--base": base, "--unchecked-base": unchecked_base, "--corpus": corpus, "--results": results,
         "--licence": licence, "--benchmark": benchmark,
     }  # fmt: skip
-    _refuse_idle(kind, {"run": of_runs, "model": {}, "dataset": {"--framework": framework}}, "kinject push")
+    _refuse_idle(
+        kind, {"run": of_runs, "model": {}, "space": {}, "dataset": {"--framework": framework}}, "kinject push"
+    )
     _refuse_public_request(public, pull_request, "kinject push")
     if kind == "model":
         _report(push_model(folder, to, public=public, pull_request=pull_request, dry_run=dry_run, say=say))
+        return
+    if kind == "space":
+        _report(push_space(folder, to, public=public, pull_request=pull_request, dry_run=dry_run, say=say))
         return
     if kind == "dataset":
         more = {"framework": framework} if framework else {}

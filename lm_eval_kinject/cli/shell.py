@@ -58,11 +58,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def show_page(page: Any, css: str, port: int | None, share: bool = False) -> None:
-    """Shows one of the pages until Ctrl-C, and says where."""
+def show_page(page: Any, css: str, port: int | None, share: bool = False, upload: int = 0) -> None:
+    """Shows one of the pages until Ctrl-C, and says where; ``upload`` as in `serve`."""
     from lm_eval_kinject.pages.serve import serve
 
-    print(f"{serve(page, css=css, port=port, share=share, wait=False)}   (Ctrl-C stops it)", flush=True)
+    where = serve(page, css=css, port=port, share=share, upload=upload, wait=False)
+    print(f"{where}   (Ctrl-C stops it)", flush=True)
     page.block_thread()
 
 

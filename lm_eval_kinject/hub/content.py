@@ -46,7 +46,7 @@ PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"
 _LEFTOVERS = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "scaler.*", "trainer_state.json")
 """What transformers.Trainer writes beside the weights for itself; left behind without a word of blame."""
 
-_CODE_FREE = (".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md", ".txt", ".jinja")
+_TEXTS = (".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md", ".txt", ".jinja", ".py")
 _NO_PATHS_IN = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # "/usr" is a word there, not a place
 
 # A place on somebody's disk, not part of a web address or of a longer word: an absolute path below a usual root, a path
@@ -208,7 +208,7 @@ def _problems(name: str, source: Path | bytes) -> list[str]:
         return tensor_problems(name, source)
     if is_pickle(source) or Path(name).suffix.lower() in PICKLED:
         return [f"{name} is pickled: whoever loads it runs its code; use safetensors"]
-    if not name.endswith(_CODE_FREE) and Path(name).suffix:
+    if not name.endswith(_TEXTS) and Path(name).suffix:
         return []
     text = (source if isinstance(source, bytes) else source.read_bytes()).decode("utf-8", errors="replace")
     problems = []

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Make", "Options", "Plan", "Published", "Remote", "look", "publish", "who_am_i"]
 
-Kind = Literal["model", "dataset"]
+Kind = Literal["model", "dataset", "space"]
 
 
 # Looking --------------------------------------------------------------------------------------------------------------
@@ -321,7 +321,8 @@ class _Push:
     def create(self, api: Any) -> Remote:
         """Makes the repository, private."""
         self.say(f"creating the private {self.kind} {self.repo_id}")
-        api.create_repo(self.repo_id, repo_type=self.kind, private=True, exist_ok=True)
+        more = {"space_sdk": "gradio"} if self.kind == "space" else {}  # the only one that we write
+        api.create_repo(self.repo_id, repo_type=self.kind, private=True, exist_ok=True, **more)
         made = _look(api, self.repo_id, self.kind)
         if made is None:
             raise HubError(f"The Hub made {self.repo_id} but doesn't show it. Run the same command again.")
@@ -351,7 +352,7 @@ class _Push:
         """Sends the difference, on top of the commit that it was taken to; into our pull request if there is one."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        url = f"{api.endpoint}/{'' if self.kind == 'model' else 'datasets/'}{self.repo_id}"
+        url = f"{api.endpoint}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo_id}"
         request = None if number is None else f"{url}/discussions/{number}"
         if not plan.sizes and not plan.remove:
             self.say(f"{request or self.repo_id} has all of it: nothing to send")

@@ -1,7 +1,7 @@
-"""``kinject push``: a run, a base model, a corpus or a question set becomes a Hub repository that others can use.
+"""``kinject push``: a run, a base model, a corpus, a question set or a leaderboard becomes a Hub repository.
 
-What it is for: `push_run`, `push_model` and `push_dataset` put together what goes (content.py), write the card
-(cards.py), and hand it to publish.py. What it does not do: it trains and scores nothing, and looks into no table.
+What it is for: `push_run`, `push_model`, `push_dataset` and `push_space` put together what goes (content.py), write the
+card (cards.py), and hand it to publish.py. What it does not do: it trains and scores nothing, and looks into no table.
 
 The one idea: a published run must not depend on this disk. Whatever it was made from has a name on the Hub at a commit,
 or ships with this package; if not, the push is refused and says what to push first. And names prove nothing: a base or
@@ -50,11 +50,14 @@ if TYPE_CHECKING:
 
     from lm_eval_kinject.hub.publish import Options
 
-__all__ = ["card_with_configs", "check_subjects", "push_dataset", "push_model", "push_run", "weights_at"]
+__all__ = [
+    "card_with_configs", "check_subjects", "push_dataset", "push_model", "push_run", "push_space", "weights_at",
+]  # fmt: skip
 
 _OURS = (*USED, "log.jsonl", "recipe.yaml", "*.png")
 _FILE_KEYS = ("paraphrases_file", "validation_file", "general_text")
 _TABLES = (".parquet", ".jsonl", ".csv")
+_SPACE = ("README.md", "app.py", "requirements.txt")
 _DATA = ("*.parquet", "*.jsonl", "*.csv", "*/*.parquet", "*/*.jsonl", "*/*.csv", "README.md", "LICENSE*")
 
 
@@ -378,6 +381,27 @@ def push_dataset(
         content = content.with_files({"eval.yaml": written} if written is not None else {})
     message = f"Publish {name}"
     return publish(content, repo_id, kind="dataset", message=message, word="data", gone=_is_table, **options)
+
+
+def push_space(folder: str | Path, repo_id: str, **options: Unpack[Options]) -> Published | Plan:
+    """Publishes the folder that ``kinject leaderboard --export`` has written as a Space; errors as for `push_run`."""
+    from huggingface_hub import RepoCard
+
+    check_repo_id(repo_id)
+    content, name = collect(folder, allowed=_SPACE), Path(folder).name
+    lacking = [file for file in _SPACE if file not in content.files]
+    sdk = (
+        ""
+        if lacking
+        else RepoCard(content.read("README.md").decode("utf-8"), ignore_metadata_errors=True).data.get("sdk")
+    )
+    if lacking or sdk != "gradio":
+        what = f"it has no {', '.join(lacking)}" if lacking else f"its README.md says sdk: {sdk}, and not gradio"
+        raise PublishError(
+            f"The folder {name} is no leaderboard's Space, {what}: write it with `kinject leaderboard OWNER/DATASET "
+            "--export FOLDER`."
+        )
+    return publish(content, repo_id, kind="space", message="Publish the leaderboard", word="space", **options)
 
 
 def _is_table(path: str) -> bool:

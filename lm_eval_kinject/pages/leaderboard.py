@@ -19,7 +19,7 @@ from lm_eval_kinject.errors import KinjectError
 from lm_eval_kinject.hub.eval_results import read_results
 from lm_eval_kinject.pages.against import against
 from lm_eval_kinject.pages.board import INJECTIONS, Answers, Board, Row, answers_for, read_board
-from lm_eval_kinject.pages.look import escape
+from lm_eval_kinject.pages.look import REPORT, escape
 from lm_eval_kinject.pages.serve import gradio
 from lm_eval_kinject.pages.tables import PAGE, View, board_table, figures, first_way, left_out, row_details, shown
 from lm_eval_kinject.study.report import inline
@@ -46,14 +46,6 @@ CSS = """
 .dark .kj figure svg { filter: invert(1) hue-rotate(180deg); }
 @media (max-width: 40rem) { .kj.board th.name { min-width: 7rem; max-width: 8.5rem; } .kj .bar { width: 6rem; } }
 """
-
-_REPORT = """
-element.addEventListener('click', (event) => {
-  const button = event.target.closest('button[data-do]');
-  if (button) trigger('click', {do: button.dataset.do, what: button.dataset.what || ''});
-});
-"""
-"""Tells the page which button was pressed; one listener for all of them, as they come and go."""
 
 
 def leaderboard(place: str, *, strict: bool | None = None, check: bool = True) -> Any:
@@ -85,7 +77,7 @@ def leaderboard(place: str, *, strict: bool | None = None, check: bool = True) -
             ]
         with gr.Tabs():
             with gr.Tab("Results"):
-                table = gr.HTML(board_table(board, first), apply_default_css=False, js_on_load=_REPORT)
+                table = gr.HTML(board_table(board, first), apply_default_css=False, js_on_load=REPORT)
             with gr.Tab("Figures") as tab:
                 drawn = gr.HTML("", apply_default_css=False, js_on_load=None)
             with gr.Tab("Left out"):

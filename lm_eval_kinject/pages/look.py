@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import html
 
-__all__ = ["CSS", "button", "escape", "percent"]
+__all__ = ["CSS", "REPORT", "button", "escape", "percent"]
 
 CSS = """
 .gradio-container { --ink: #1a1a1a; --soft: #5a5a5a; --line: #d9d9d9; --tint: #f6f6f4; --paper: #fff; --link: #00588c;
@@ -19,6 +19,8 @@ CSS = """
   --line: #44464a; --tint: #26282c; --paper: #17181b; --link: #79c0ec; --mark: #56b4e9; --good: #4fd0a8;
   --bad: #f0a36b; --wash: #1c3444; --gold: #463a12; }
 .gradio-container { max-width: 96rem !important; }
+.gradio-container button.primary { background: var(--link); color: var(--paper); }
+.gradio-container .info-text, .gradio-container .or { color: var(--soft) !important; }
 .kj { color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
 .kj h1 { font-size: clamp(1.3rem, 4vw, 1.8rem); line-height: 1.2; margin: .2rem 0 .4rem; font-weight: 650; }
 .kj h2 { font-size: 1.1rem; margin: 1rem 0 .4rem; line-height: 1.3; font-weight: 600; }
@@ -50,6 +52,25 @@ CSS = """
 @media (max-width: 40rem) { .kj { font-size: 15px; } .kj th, .kj td { padding: .35rem .45rem; }
   .kj dl { grid-template-columns: 1fr; } .kj dd { margin-bottom: .3rem; }
   .gradio-container > main, .gradio-container .app { padding: .5rem !important; } }
+"""
+
+REPORT = """
+let pressed = null;
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-do]');
+  if (!button) return;
+  pressed = {do: button.dataset.do, what: button.dataset.what || ''};
+  trigger('click', pressed);
+});
+new MutationObserver(() => {
+  if (!pressed || document.activeElement !== document.body) return;
+  const same = (one) => one.dataset.do === pressed.do && (one.dataset.what || '') === pressed.what;
+  [...element.querySelectorAll('button[data-do]')].find(same)?.focus({preventScroll: true});
+}).observe(element, {childList: true, subtree: true});
+"""
+"""Tells the page which button was pressed; one listener for all of them, as they come and go.
+
+Whoever pressed one keeps the place: when the page is written anew, the focus returns to the button that was pressed.
 """
 
 

@@ -94,7 +94,6 @@ def export_space(place: str, folder: Path) -> list[str]:
     )
     return [
         f"{folder}: {', '.join(files)}",
-        "`kinject push` has no Spaces yet; publish it with the Hub's own client:",
-        f"  hf upload OWNER/SPACE {folder} --repo-type space",
+        f"publish it: kinject push {folder} --as space --to OWNER/SPACE",
         unreleased,
     ]

@@ -1,8 +1,8 @@
 """Who is asked, and how: any OpenAI-compatible endpoint, or a model on this machine, behind one verb.
 
 What it is for: `open_writer` turns a word (``https://…/v1``, ``hf:MODEL``) into a `Writer`, whose `ask` takes a
-`Request` and gives a `Reply`. What it does not do: it keeps nothing (ledger.py does) and judges no answer (checks.py
-does).
+`Request` and gives a `Reply`, or with `stream` the answer's text while it is written. What it does not do: it keeps
+nothing (ledger.py does) and judges no answer (checks.py does).
 
 The one idea: servers differ in what they take, so a request goes out in the richest form (a JSON schema, a seed, a
 temperature) and in a plainer one each time a server says that it doesn't know a part. What may pass by itself (rate
@@ -15,9 +15,10 @@ import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Literal, Protocol
 
 from lm_eval_kinject.errors import ArgumentError, ModelError
@@ -192,12 +193,14 @@ class Endpoint:
         model: the server's name of the model; None: the only one that it lists.
         concurrency: requests at a time.
         first_wait: seconds before the second try; later waits double.
+        tries: how often a request is sent before its error stands.
     """
 
     url: str
     model: str | None = None
     concurrency: int = 8
     first_wait: float = 1.0
+    tries: int = TRIES
     faults: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -227,11 +230,31 @@ class Endpoint:
         from lm_eval_kinject.provenance import fingerprint
 
         headers = {"Idempotency-Key": fingerprint([self.name, request])}
+        return self._in_some_form(request, lambda sent: partial(self._once, request, sent, headers))
+
+    def stream(self, request: Request) -> Generator[str, None, None]:
+        """Pieces of the answer as they come; whoever stops reading hangs up.
+
+        Raises:
+            ModelError: none can be had, or it breaks off; what has come is then incomplete.
+        """
+
+        def begin(sent: Mapping[str, Any]) -> Callable[[], Any]:
+            return lambda: self._client.chat.completions.create(model=self.name, stream=True, **sent)
+
+        with self._in_some_form(request, begin) as pieces:
+            while (piece := self._patiently(lambda: next(pieces, None), tries=1)) is not None:
+                for choice in getattr(piece, "choices", None) or ():
+                    if text := getattr(getattr(choice, "delta", None), "content", None):
+                        yield str(text)
+
+    def _in_some_form(self, request: Request, call: Callable[[Mapping[str, Any]], Callable[[], Any]]) -> Any:
+        """What a call gives in the richest form that the server takes."""
         while True:
             form = self._form
             sent = form.arguments(request)
             try:
-                return self._patiently(partial(self._once, request, sent, headers))
+                return self._patiently(call(sent))
             except _RefusedFormError as problem:
                 plainer = form.plainer(str(problem), sent)
                 if plainer is None:
@@ -256,8 +279,10 @@ class Endpoint:
             return Reply(said or text, finish, read, written, metered=True)
         return Reply(said or text, finish, tokens_in(request.system + request.user), tokens_in(text), metered=False)
 
-    def _patiently(self, call: Callable[[], Any]) -> Any:
+    def _patiently(self, call: Callable[[], Any], tries: int | None = None) -> Any:
         import tenacity
+
+        tries = tries or self.tries
 
         def wait(state: tenacity.RetryCallState) -> float:
             problem = state.outcome.exception() if state.outcome else None
@@ -266,7 +291,7 @@ class Endpoint:
             return backed if asked is None else max(asked, backed / 2)
 
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(TRIES),
+            stop=tenacity.stop_after_attempt(tries),
             wait=wait,
             retry=tenacity.retry_if_exception_type(_PassingError),
             reraise=True,
@@ -274,8 +299,12 @@ class Endpoint:
         try:
             return retrying(lambda: self._named(call))
         except _PassingError as problem:
+            if tries == 1:
+                raise ModelError(
+                    f"{self.url} gave no answer ({problem.kind}): {problem}. See that it runs there, and ask again."
+                ) from problem
             raise ModelError(
-                f"{self.url} gave no answer in {TRIES} tries ({problem.kind}): {problem}. What was answered is kept: "
+                f"{self.url} gave no answer in {tries} tries ({problem.kind}): {problem}. What was answered is kept: "
                 "run the same command again later, perhaps with a smaller --concurrency."
             ) from problem
 
@@ -368,32 +397,88 @@ class LocalModel:
         # A folder's place says nothing of what is in it, and answers are kept under the model's name.
         self.name = f"hf:{self.model}" if not os.path.isdir(self.model) else f"hf:{_weights_name(self.model)}"
 
+    @property
+    def window(self) -> int | None:
+        """Most tokens of prompt and answer together; None: the model's settings don't say."""
+        return getattr(self._model.config, "max_position_embeddings", None)
+
+    @property
+    def chats(self) -> bool:
+        """Whether it has a chat template; a model without goes on writing where a request's text ends."""
+        return bool(self._tokenizer.chat_template)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its transformers tokenizer, for counting."""
+        return self._tokenizer
+
     def ask(self, request: Request) -> Reply:
         """See `Writer`."""
-        import torch
+        ids = self._prompt(request)
+        most = self._most(request, ids)
+        out = self._generate(request, ids, most)
+        text = self._tokenizer.decode(out, skip_special_tokens=True)
+        finish: Finish = "length" if len(out) >= most and int(out[-1]) != self._tokenizer.eos_token_id else "stop"
+        return Reply(text, finish, int(ids.shape[1]), len(out), metered=True)
+
+    def stream(self, request: Request) -> Generator[str, None, None]:
+        """Pieces of the answer as they are written; whoever stops reading stops the writing.
+
+        Raises:
+            ModelError: the request doesn't fit the window.
+        """
+        from transformers import TextIteratorStreamer
 
         ids = self._prompt(request)
-        room = getattr(self._model.config, "max_position_embeddings", None)
+        most = self._most(request, ids)
+        stop, ended = threading.Event(), SimpleQueue[BaseException | None]()
+        streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+        # In a thread of its own, which holds the lock: a reader that never comes back holds up nobody else.
+        def work() -> None:
+            try:
+                self._generate(request, ids, most, streamer=streamer, stopping_criteria=[lambda *_: stop.is_set()])
+                ended.put(None)
+            except BaseException as problem:  # raised below, where it is seen
+                ended.put(problem)
+            finally:
+                streamer.end()  # a second end is never read
+
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            yield from filter(None, streamer)
+        finally:
+            stop.set()
+        if problem := ended.get():
+            raise problem
+
+    def _most(self, request: Request, ids: Any) -> int:
+        """Tokens that an answer may have in the window, behind a prompt of these ids [1, T]."""
+        room = self.window
         most = request.most_tokens if room is None else min(request.most_tokens, room - ids.shape[1])
         if most < 1:
             raise ModelError(
                 f"A request of {ids.shape[1]} tokens doesn't fit the window of {self.model} ({room}): take shorter "
                 "chunks (--words) or another writer."
             )
+        return most
+
+    def _generate(self, request: Request, ids: Any, most: int, **more: Any) -> Any:
+        """Ids of the answer [T]."""
+        import torch
+
         sampling = {"do_sample": True, "temperature": request.temperature} if request.temperature > 0 else {}
         with self._lock, torch.inference_mode():
             torch.manual_seed(request.seed)
             ids = ids.to(self._model.device)
-            out = self._model.generate(
+            return self._model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=most,
                 pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id or 0,
                 **(sampling or {"do_sample": False}),
+                **more,
             )[0, ids.shape[1] :]
-        text = self._tokenizer.decode(out, skip_special_tokens=True)
-        finish: Finish = "length" if len(out) >= most and int(out[-1]) != self._tokenizer.eos_token_id else "stop"
-        return Reply(text, finish, int(ids.shape[1]), len(out), metered=True)
 
     def _prompt(self, request: Request) -> Any:
         """Token ids [1, T]: in the model's chat template, or as plain text where it has none."""

@@ -12,7 +12,14 @@ from lm_eval_kinject.retrieval.index import (
     open_index,
     verify_index,
 )
-from lm_eval_kinject.retrieval.make import CONTROLS, RETRIEVERS, make_index, make_retriever, retriever_problems
+from lm_eval_kinject.retrieval.make import (
+    CONTROLS,
+    RETRIEVERS,
+    encoder_of,
+    make_index,
+    make_retriever,
+    retriever_problems,
+)
 from lm_eval_kinject.retrieval.protocol import Hits, Retriever
 
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "build_index",
     "cache_dir",
     "cached_indexes",
+    "encoder_of",
     "index_info",
     "index_settings",
     "make_index",

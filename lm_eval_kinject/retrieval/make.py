@@ -25,13 +25,16 @@ from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.log import log
 from lm_eval_kinject.retrieval.controls import Full, NoRetrieval, Oracle, Random
 from lm_eval_kinject.retrieval.dense import DenseRetriever
-from lm_eval_kinject.retrieval.encoders import KNOWN, EncoderSpec, load_encoder
+from lm_eval_kinject.retrieval.encoders import KNOWN, Encoder, EncoderSpec, load_encoder
 from lm_eval_kinject.retrieval.hybrid import Hybrid
 from lm_eval_kinject.retrieval.index import DenseIndex, Progress, build_index, index_settings, open_index
 from lm_eval_kinject.retrieval.protocol import Retriever
 from lm_eval_kinject.retrieval.sparse import BM25
 
-__all__ = ["CONTROLS", "DEFAULT_SEED", "RETRIEVERS", "kind_of", "make_retriever", "retriever_problems"]
+__all__ = [
+    "CONTROLS", "DEFAULT_SEED", "RETRIEVERS", "encoder_of", "kind_of", "make_index", "make_retriever",
+    "retriever_problems",
+]  # fmt: skip
 
 
 CONTROLS = ("oracle", "random", "full", "none")
@@ -202,6 +205,21 @@ def make_retriever(
         )
     dense = DenseRetriever(name, corpus, encoder, opened)
     return Hybrid(asked, dense, BM25(corpus)) if choice.kind == "hybrid" else dense
+
+
+def encoder_of(name: str, *, device: str | None = None) -> Encoder | None:
+    """The encoder of a retriever, alone or in a hybrid, for whoever keeps indexes himself; None: it embeds nothing.
+
+    Raises:
+        ArgumentError: unknown name.
+        RetrievalError: the model can't be reached or loaded.
+    """
+    if problems := retriever_problems(name):
+        raise ArgumentError(problems, "the retriever's arguments")
+    choice = _choose(name)
+    if choice.kind not in {"dense", "hybrid"}:
+        return None
+    return load_encoder(choice.joined or name, spec=choice.spec, model=choice.model, device=device)
 
 
 def make_index(

@@ -35,6 +35,7 @@ class WriterServer:
         faults: number of the request -> what goes wrong with it.
         seen: bodies of all requests for a completion.
         delivered: Idempotency-Key -> how often an answer left whole.
+        gate: what a streamed answer waits for behind its first word.
         refuses_schema: says 400 to every JSON schema, as older servers do.
     """
 
@@ -44,6 +45,7 @@ class WriterServer:
     seen: list[dict[str, Any]] = field(default_factory=list)
     delivered: Counter[str] = field(default_factory=Counter)
     script: Callable[[str, str, int], str] | None = None
+    gate: threading.Event | None = None
 
     def __enter__(self) -> WriterServer:
         self._lock = threading.Lock()
@@ -90,10 +92,34 @@ def _handler(server: WriterServer) -> type[BaseHTTPRequestHandler]:
                 self._send(int(kind), {"error": {"message": "not now"}}, {"retry-after": "0"} if kind == "429" else {})
             elif form == "json_schema" and (server.refuses_schema or kind == "400 schema"):
                 self._send(400, {"error": {"message": "response_format of type json_schema is not supported"}})
+            elif body.get("stream"):
+                self._stream(server.text(body), cut=kind == "cut")
             elif kind == "page":
                 self._send(200, "<html>busy</html>")
             else:
                 self._complete(body, kind, then)
+
+        def _stream(self, text: str, *, cut: bool) -> None:
+            """A word a piece; cut, the connection ends behind the second without a word about it."""
+            self.send_response(200)
+            for name, value in {"content-type": "text/event-stream", "transfer-encoding": "chunked"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            for number, word in enumerate(re.findall(r"\S+\s*", text)):
+                if number == 1 and server.gate is not None:
+                    server.gate.wait(120)
+                if number == 2 and cut:
+                    self.close_connection = True
+                    return
+                choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
+                self._piece(json.dumps({"object": "chat.completion.chunk", "choices": [choice]}))
+            self._piece("[DONE]")
+            self.wfile.write(b"0\r\n\r\n")
+
+        def _piece(self, text: str) -> None:
+            data = f"data: {text}\n\n".encode()
+            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            self.wfile.flush()
 
         def _complete(self, body: dict[str, Any], kind: Kind | None, then: Callable[[], None] | None) -> None:
             text, finish, said = server.text(body), "stop", None

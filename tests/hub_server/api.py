@@ -95,6 +95,8 @@ def create_repo(hub: HubServer, request: Request) -> Any:
         raise Refused(403, "Forbidden: this token can't create repositories")
     kind, repo_id = body.get("type", "model"), f"{body.get('organization') or user}/{body['name']}"
     url = f"{hub.url}/{'' if kind == 'model' else kind + 's/'}{repo_id}"
+    if kind == "space" and body.get("sdk") not in ("gradio", "docker", "static"):
+        raise Refused(400, "A Space needs its sdk: gradio, docker or static")
     if (kind, repo_id) in hub.store.repos:
         return Answer({"error": f"You already created this {kind} repo: {repo_id}", "url": url}, 409)
     hub.store.create(kind, repo_id, user, body.get("visibility") == "private" or bool(body.get("private")))

@@ -17,8 +17,9 @@ from lm_eval_kinject.corpus import load_corpus
 from lm_eval_kinject.errors import ArgumentError, HubError, KinjectError, PublishError
 from lm_eval_kinject.hub.content import fingerprint_model
 from lm_eval_kinject.hub.publish import Plan, Published
-from lm_eval_kinject.hub.push import push_dataset, push_model, push_run
+from lm_eval_kinject.hub.push import push_dataset, push_model, push_run, push_space
 from lm_eval_kinject.models.results import model_identity
+from lm_eval_kinject.pages.space import export_space
 from lm_eval_kinject.plugin import assets_dir
 from lm_eval_kinject.provenance import fingerprint_file
 
@@ -317,6 +318,34 @@ def refused(error: type[KinjectError], text: str, run: Path, **options: object) 
         push_run(run, "me/ft-par", **arguments)  # type: ignore[arg-type]
     assert text in str(caught.value)
     assert TOKEN not in str(caught.value)
+
+
+def test_a_leaderboard_becomes_a_space(hub: HubServer, tmp_path: Path) -> None:
+    folder = tmp_path / "board"
+    export_space("me/results", folder)
+    (folder / "secret.env").write_text("stays here")
+    done = push_space(folder, "me/board")
+    assert isinstance(done, Published)
+    assert (done.url, done.sent) == (f"{hub.url}/spaces/me/board", ("README.md", "app.py", "requirements.txt"))
+    files = hub.store.files("me/board", "space")
+    assert {name: files[name] for name in done.sent} == {name: (folder / name).read_bytes() for name in done.sent}
+    assert ("model", "me/board") not in hub.store.repos
+    again = push_space(folder, "me/board")
+    assert isinstance(again, Published)
+    assert again.sent == ()
+
+
+def test_what_is_no_leaderboards_space_is_refused(tmp_path: Path) -> None:
+    export_space("me/results", folder := tmp_path / "board")
+    (folder / "app.py").write_text(f"leaderboard({str(Path.home() / 'results')!r})")
+    with pytest.raises(PublishError, match=r"app\.py: names the local path"):
+        push_space(folder, "me/board")
+    (folder / "README.md").write_text("---\nsdk: static\n---\n")
+    with pytest.raises(PublishError, match=r"its README\.md says sdk: static, and not gradio"):
+        push_space(folder, "me/board")
+    (folder / "app.py").unlink()
+    with pytest.raises(PublishError, match=r"it has no app\.py: write it with `kinject leaderboard"):
+        push_space(folder, "me/board")
 
 
 def test_pickles_are_refused(hub: HubServer, run: Path) -> None:

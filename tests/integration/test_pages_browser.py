@@ -6,36 +6,21 @@ Skipped, with the reason, where gradio, playwright or Chromium is missing (on De
 from __future__ import annotations
 
 import json
-import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.pages_browser import NEEDS, Opener, from_elsewhere, serious
 from helpers.pages_story import EVIL, bits, story, submission
 from helpers.review_story import COSTS, reviewable
 
 pytest.importorskip("gradio", reason="needs gradio: pip install 'lm-eval-kinject[pages]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-WAIT = 60_000
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (on Debian: apt-get install chromium)"),
-]
-
-Opener = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+pytestmark = NEEDS
 
 
 @pytest.fixture(scope="module")
@@ -61,27 +46,6 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield {**found, **{name: str(place) for name, place in places.items()}}
         for page in pages.values():
             page.close(verbose=False)
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Opener]:
-    contexts = []
-
-    def visit(address: str, *, ready: str = ".kj table, .desk[data-at]", **options: Any) -> Any:
-        context = browser.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(WAIT)
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.asked = asked
-        page.goto(address)
-        page.wait_for_selector(ready)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
 
 
 def names(page: Any) -> list[str]:
@@ -117,7 +81,7 @@ def test_the_leaderboard(visit: Opener, sites: dict[str, str]) -> None:
     page.get_by_role("tab", name="Left out").click()
     page.get_by_text("edited: it says acc 0.6250, and its samples have 0.5000").wait_for()
     assert page.evaluate("window.hacked") is None
-    assert {url for url in page.asked if "//127.0.0.1:" not in url and not url.startswith("data:")} == set()
+    assert from_elsewhere(page) == set()
     page.reload()
     page.get_by_text("3 of 3 rows").wait_for()
 
@@ -301,6 +265,14 @@ def test_narrow_and_dark(visit: Opener, sites: dict[str, str], site: str) -> Non
     dark = "getComputedStyle(document.querySelector('.kj')).color"
     assert page.evaluate(dark) == "rgb(232, 232, 230)"  # --ink in the dark
     assert page.evaluate("[...document.querySelectorAll('.kj button')].every(b => b.innerText.trim())") is True
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("site", ["board", "samples", "ann"])
+def test_nobody_is_kept_out(visit: Opener, sites: dict[str, str], site: str, scheme: str) -> None:
+    pytest.importorskip("axe_playwright_python", reason="needs axe-core: pip install axe-playwright-python")
+    page = visit(sites[site], color_scheme=scheme)
+    assert serious(page) == []
 
 
 def test_no_file_is_served_and_none_is_taken(sites: dict[str, str]) -> None:

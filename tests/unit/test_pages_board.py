@@ -248,7 +248,7 @@ def test_the_folder_of_a_space(tmp_path: Path) -> None:
     compile(app, "app.py", "exec")
     assert "leaderboard('me/results')" in app
     assert "sdk: gradio" in (tmp_path / "space" / "README.md").read_text()
-    assert f"hf upload OWNER/SPACE {tmp_path / 'space'} --repo-type space" in "\n".join(lines)
+    assert f"kinject push {tmp_path / 'space'} --as space --to OWNER/SPACE" in "\n".join(lines)
     with pytest.raises(ArgumentError) as caught:
         export_space(str(tmp_path), tmp_path / "space")
     assert len(caught.value.problems) == 2, "both problems at once"
