@@ -33,6 +33,8 @@ MODELS = {
     "rag-local-chat-completions": "lm_eval_kinject.models.rag_api:RagLocalChatCompletionsLM",
     "rag-openai-completions": "lm_eval_kinject.models.rag_api:RagOpenAICompletionsLM",
     "rag-openai-chat-completions": "lm_eval_kinject.models.rag_api:RagOpenAIChatCompletionsLM",
+    "rag-vllm": "lm_eval_kinject.models.rag_vllm:RagVLLM",
+    "rag-sglang": "lm_eval_kinject.models.rag_sglang:RagSGLangLM",
 }
 """Name of each model type in lm_eval, and where its class is."""
 

@@ -10,6 +10,7 @@ import json
 import math
 
 import pytest
+from helpers import engine_standins
 from helpers.completions_server import CompletionsServer
 from helpers.local_tasks import (
     TOWNS,
@@ -23,6 +24,7 @@ from helpers.local_tasks import (
 from helpers.tiny_models import make_tiny
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.api.registry import get_model
 
 from lm_eval_kinject.context.reason import INSTRUCTION, Evidence, Steps, as_text
 from lm_eval_kinject.errors import ArgumentError
@@ -115,8 +117,16 @@ def server(place):
     found.close()
 
 
-@pytest.fixture(params=["rag-hf", "rag-local-completions", "rag-local-chat-completions", "words"])
+KINDS = ("rag-hf", "rag-local-completions", "rag-local-chat-completions", "rag-vllm", "rag-sglang", "words")
+
+
+@pytest.fixture(params=KINDS)
 def make(request, place, server):
+    with engine_standins.installed():
+        yield maker(request, place, server)
+
+
+def maker(request, place, server):
     def make(**arguments):
         given = {"retriever": "bm25", "k": 1, "corpus": str(place / "corpus"), "placement": "start", **arguments}
         if request.param == "words":
@@ -127,6 +137,8 @@ def make(request, place, server):
         if request.param == "rag-local-chat-completions":
             own = {"model": "tiny", "tokenizer": make_tiny("llama", place / "models"), "base_url": server.chat_url}
             return RagLocalChatCompletionsLM(**own, **given)
+        if request.param in ("rag-vllm", "rag-sglang"):
+            return get_model(request.param)(pretrained=make_tiny("llama", place / "models"), **given)
         return RagHFLM(pretrained=make_tiny("llama", place / "models"), device="cpu", **given)
 
     return make

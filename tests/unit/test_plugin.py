@@ -125,6 +125,8 @@ def test_registration_is_idempotent_and_leaves_the_built_in_models(monkeypatch):
         "rag-local-chat-completions",
         "rag-openai-completions",
         "rag-openai-chat-completions",
+        "rag-vllm",
+        "rag-sglang",
     }
 
 
