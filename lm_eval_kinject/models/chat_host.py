@@ -54,6 +54,7 @@ class ChatHost(EndpointHost):
     gives_log_probs = False
 
     think_end_token: str | None
+    _create_payload: Any
 
     # Loading --------------------------------------------------------------------------------------------------------
 
@@ -63,6 +64,17 @@ class ChatHost(EndpointHost):
         self._counter = load_tokenizer(name, own, hosted=self.engine is OPENAI_CHAT)
         self._identity["tokenizer"] = tokenizer_identity(self._counter, name, own)
         super().__init__(**{**own, "tokenizer": None, "tokenizer_backend": None, "tokenized_requests": False})
+        self._note_sampling()
+
+    def _note_sampling(self) -> None:
+        """Says where lm_eval's class doesn't ask for the greedy answer although a task does, as by a model's name."""
+        sent = self._create_payload([], generate=True, gen_kwargs={"temperature": 0.0})
+        if sent["temperature"] != 0:
+            self._identity["sampling"] = {"temperature": sent["temperature"]}
+            log.warning(
+                "lm_eval asks this model at temperature %s whatever the task says: answers differ from run to run.",
+                sent["temperature"],
+            )
 
     def _probe(self) -> None:
         """Asks once for one word.

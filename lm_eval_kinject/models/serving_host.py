@@ -301,7 +301,7 @@ class SGLangHost(ServingHost):
             found["tokenizer"] = model_identity(own["tokenizer_path"], commit=None, revision=None)
         return found
 
-    def generate_until(self, requests: Sequence[Any], **more: Any) -> list[str]:
+    def generate_until(self, requests: Any, **more: Any) -> list[str]:
         """As lm_eval's, for each kind of generation apart: it cuts all answers of a batch by the last one's stops."""
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):

@@ -190,9 +190,12 @@ def test_every_stop_sequence_counts(lm, server):
     assert server.seen[0]["stop"] == ["v", "w", "x", "y"]
 
 
-def test_openais_thinking_models_are_sent_no_stop_sequences_and_cut_by_them(arguments, server, monkeypatch):
+def test_openais_thinking_models_are_sent_no_stop_sequences_and_cut_by_them(arguments, server, monkeypatch, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     lm = RagOpenAIChatCompletionsLM(**arguments(model="gpt-5", placement="start"))
+    assert "at temperature 1 whatever the task says" in caplog.text
+    assert lm.get_model_info()["kinject"]["sampling"] == {"temperature": 1}
+    assert "sampling" not in RagOpenAIChatCompletionsLM(**arguments(model="gpt-4o", k=0)).identity()
     server.faults.append(says("Abe\nQuestion: Who?"))
     assert lm.generate_until([ask(lm)]) == ["Abe"]
     asked = server.seen[-1]
