@@ -203,19 +203,24 @@ def test_without_the_packages_it_says_what_installs_them(make, monkeypatch):
         make("rag-sglang")
 
 
-@pytest.mark.parametrize(("kind", "chat"), [("rag-vllm", True), ("rag-sglang", False)])
-def test_under_lm_eval_tasks_have_rag_hfs_samples(place, types, kind, chat):
+@pytest.mark.parametrize(
+    ("kind", "chat", "more"),
+    [("rag-vllm", True, {}), ("rag-sglang", False, {"route": "self-route", "route_by": "unanswerable"})],
+)
+def test_under_lm_eval_tasks_have_rag_hfs_samples(place, types, kind, chat, more):
     folder = make_tiny("qwen3", place / "models")
-    ours = {"pretrained": folder, "retriever": "bm25", "k": 1, "corpus": str(place / "corpus")}
+    ours = {"pretrained": folder, "retriever": "bm25", "k": 1, "corpus": str(place / "corpus"), **more}
     tasks = ["current_events", "current_events_gen"]
     settings = {"limit": 2, "apply_chat_template": chat, "gen_kwargs": {"max_gen_toks": 4}}
     manager = task_manager(place / "ours")
     here = evaluate(kind, ours, tasks, manager, batch_size="auto", **{**settings, "device": "cuda"})
     there = evaluate("rag-hf", ours, tasks, manager, **settings)
-    assert here["config"]["kinject"]["tasks"] == there["config"]["kinject"]["tasks"]
+    figures = here["config"]["kinject"]["tasks"]
+    assert figures == there["config"]["kinject"]["tasks"]
+    assert ("route" in figures["current_events"]) is bool(more)
     for task in tasks:
         for mine, theirs in zip(here["samples"][task], there["samples"][task], strict=True):
-            assert mine["arguments"] == theirs["arguments"]
+            assert [one[:2] for one in mine["arguments"]] == [one[:2] for one in theirs["arguments"]]
     texts = [[sample["resps"] for sample in found["samples"]["current_events_gen"]] for found in (here, there)]
     assert texts[0] == texts[1]
     numbers = [
