@@ -1,4 +1,4 @@
-"""How lm_eval finds us: it adds the model type `rag-hf` and the folder of our tasks to a running lm_eval.
+"""How lm_eval finds us: it adds our model types (`rag-hf` and others) and the folder of our tasks to a running lm_eval.
 
 There are three ways in, and all end in this module or need nothing from it:
 
@@ -6,7 +6,7 @@ There are three ways in, and all end in this module or need nothing from it:
 - **start-up hook**: `_startup.py`, for 0.4.13 and for the tasks, calls `on_import` when lm_eval is imported;
 - **module**: `python -m lm_eval_kinject …`, or a script, calls `register` itself and needs neither.
 
-Nothing heavy is imported here, and our model's code only when lm_eval asks for `rag-hf`: what goes wrong then is
+Nothing heavy is imported here, and a model's code only when lm_eval asks for its type: what goes wrong then is
 what the user sees. It doesn't change lm_eval's own models and tasks, and adding twice is adding once.
 """
 
@@ -30,6 +30,11 @@ ENTRY_POINT_GROUP = "lm_eval.models"
 MODELS = {
     "rag-hf": "lm_eval_kinject.models.rag_hf:RagHFLM",
     "rag-local-completions": "lm_eval_kinject.models.rag_api:RagLocalCompletionsLM",
+    "rag-local-chat-completions": "lm_eval_kinject.models.rag_api:RagLocalChatCompletionsLM",
+    "rag-openai-completions": "lm_eval_kinject.models.rag_api:RagOpenAICompletionsLM",
+    "rag-openai-chat-completions": "lm_eval_kinject.models.rag_api:RagOpenAIChatCompletionsLM",
+    "rag-vllm": "lm_eval_kinject.models.rag_vllm:RagVLLM",
+    "rag-sglang": "lm_eval_kinject.models.rag_sglang:RagSGLangLM",
 }
 """Name of each model type in lm_eval, and where its class is."""
 

@@ -1,8 +1,9 @@
-"""The host of completions endpoints: lm_eval's ``local-completions``, asked what retrieval needs to know.
+"""The hosts of endpoints: lm_eval's classes for completions, asked what retrieval needs to know.
 
-What it is for: `CompletionsHost` stands between `RagMixin` and ``LocalCompletionsAPI``: it connects, tries once whether
-the server gives log-probabilities of a prompt, counts tokens with the tokenizer that lm_eval took, and checks every
-answer. What it does not do: retrieval, or chat endpoints.
+What it is for: `EndpointHost` is what all endpoints share: their arguments, connecting, errors in words, names.
+`CompletionsHost` stands between `RagMixin` and ``LocalCompletionsAPI`` or ``OpenAICompletionsAPI``: it tries once
+whether the server gives log-probabilities of a prompt, counts tokens with the tokenizer that lm_eval took, and checks
+every answer. What it does not do: retrieval, or chats (`chat_host`).
 
 The one idea: lm_eval cuts an answer's list of log-probabilities by its own count of tokens and believes the rest, so a
 server that cuts a text otherwise, or sends one token more or less, would give a wrong number. Here the list must have
@@ -11,10 +12,14 @@ the length of the prompt and one generated token, or there is an error.
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from lm_eval.api.model import TemplateLM
 
 from lm_eval_kinject.context.compose import markers_of
 from lm_eval_kinject.errors import ArgumentError, KinjectError, ModelError
@@ -22,32 +27,74 @@ from lm_eval_kinject.models.arguments import RagArguments
 from lm_eval_kinject.models.engine import Engine, missing_packages
 from lm_eval_kinject.models.results import loading, model_identity
 
-__all__ = ["COMPLETIONS", "CompletionsHost"]
+__all__ = [
+    "COMPLETIONS",
+    "OPENAI_COMPLETIONS",
+    "CompletionsHost",
+    "EndpointHost",
+    "endpoint",
+    "load_tokenizer",
+    "token_count",
+    "tokenizer_identity",
+    "tokenizer_markers",
+]
 
 _COMMANDS = ("device", "max_batch_size")  # options of lm_eval's command that mean nothing to a server
 _DECIDE = ("add_bos_token", "max_length", "seed", "tokenized_requests", "custom_prefix_token_id", "eos_string")
 _PROBE = "Where is the bridge? It is in the town."
+_KEY = "OPENAI_API_KEY"
 
 
-def _problems(own: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    found = missing_packages(
-        COMPLETIONS.type, ("aiohttp", "requests", "tenacity"), "pip install 'lm-eval-kinject[api]'"
+# What is known before connecting --------------------------------------------------------------------------------------
+
+
+def endpoint(kind: str, path: str, *, hosted: bool) -> Engine:
+    """What is known of an endpoint's model type.
+
+    Args:
+        kind: the type's name.
+        path: what its address ends in, such as ``/completions``.
+        hosted: OpenAI's own: it has an address by default, needs a key, and counts with tiktoken.
+    """
+    return Engine(
+        type=kind,
+        problems=functools.partial(_problems, kind, path, hosted),
+        limits=_limits,
+        passes_on=_COMMANDS,
+        secret=f"set the environment variable {_KEY}",
+        connects=True,
     )
+
+
+def _problems(kind: str, path: str, hosted: bool, own: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    packages = ["aiohttp", "requests", "tenacity", *(["tiktoken"] if hosted and not own.get("tokenizer") else [])]
+    found = missing_packages(kind, packages, "pip install 'lm-eval-kinject[api]'")
     if not own.get("model") and not own.get("pretrained"):
         found.append("model= is missing: the name under which the server has the model; pass it")
-    address = own.get("base_url")
-    if not isinstance(address, str) or not address.startswith(("http://", "https://")):
-        found.append(f"base_url={address} must be the endpoint's address, such as http://localhost:8000/v1/completions")
-    elif address.endswith("/chat/completions") or not address.endswith("/completions"):
-        found.append(f"base_url={address} must end in /completions (no chat endpoint); correct it")
-    if own.get("tokenizer_backend", "auto") not in ("auto", "huggingface"):
+    if not hosted or "base_url" in own:
+        found += _wrong_address(own.get("base_url"), path)
+    if hosted and not os.environ.get(_KEY):
+        found.append(f"there is no key for the endpoint; set the environment variable {_KEY}")
+    backends = ("auto", "huggingface", *(("tiktoken",) if hosted else ()))
+    if own.get("tokenizer_backend") not in (None, *backends):
         found.append(
             f"tokenizer_backend={own['tokenizer_backend']} is not supported: tokens are counted with a Hugging Face "
             "tokenizer; remove it, and pass tokenizer=, a Hub id or folder"
         )
     if any(str(name).lower() in ("authorization", "api-key") for name in own.get("header") or ()):
-        found.append(f"header= holds a secret, which lm_eval would write into its results; {COMPLETIONS.secret}")
+        found.append(
+            f"header= holds a secret, which lm_eval would write into its results; set the environment variable {_KEY}"
+        )
     return found
+
+
+def _wrong_address(address: Any, path: str) -> list[str]:
+    if not isinstance(address, str) or not address.startswith(("http://", "https://")):
+        return [f"base_url={address} must be the endpoint's address, such as http://localhost:8000/v1{path}"]
+    if address.endswith(path) and (path == _CHAT or not address.endswith(_CHAT)):
+        return []
+    other = "" if path == _CHAT else " (no chat endpoint)"
+    return [f"base_url={address} must end in {path}{other}; correct it"]
 
 
 def _limits(ours: Mapping[str, Any]) -> list[str]:
@@ -56,76 +103,107 @@ def _limits(ours: Mapping[str, Any]) -> list[str]:
     return []
 
 
-COMPLETIONS = Engine(
-    type="rag-local-completions",
-    problems=_problems,
-    limits=_limits,
-    passes_on=_COMMANDS,
-    secret="set the environment variable OPENAI_API_KEY",
-    connects=True,
-)
+_CHAT = "/chat/completions"
+COMPLETIONS = endpoint("rag-local-completions", "/completions", hosted=False)
+OPENAI_COMPLETIONS = endpoint("rag-openai-completions", "/completions", hosted=True)
 
 
-class CompletionsHost:
-    """Mixed in before ``LocalCompletionsAPI``; see `lm_eval_kinject.models.host.Host`."""
+# Tokens ---------------------------------------------------------------------------------------------------------------
 
-    gives_log_probs = True
+
+@contextmanager
+def _tokenizer_needed(name: Any) -> Iterator[None]:
+    """Says what to do where a tokenizer can't be loaded."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:  # KeyError: tiktoken doesn't know a model of this name
+        raise ModelError(
+            f"The tokenizer of model={name} can't be loaded ({' '.join(str(error).split())[:200]}). Pass "
+            "tokenizer=, the Hub id or folder of the tokenizer that the server uses."
+        ) from error
+
+
+def load_tokenizer(name: Any, own: Mapping[str, Any], *, hosted: bool) -> Any:
+    """The tokenizer that ``tokenizer=`` names; without, OpenAI's of that model, or the Hub's.
+
+    Raises:
+        ModelError: it can't be had.
+    """
+    with _tokenizer_needed(name):
+        if hosted and not own.get("tokenizer"):
+            import tiktoken
+
+            return tiktoken.encoding_for_model(name)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            own.get("tokenizer") or name,
+            revision=own.get("revision", "main"),
+            trust_remote_code=bool(own.get("trust_remote_code", False)),
+        )
+
+
+def token_count(tokenizer: Any, text: str, *, special: bool = False) -> int:
+    """Tokens of a text; with ``special``, with what a Hugging Face tokenizer puts around it (tiktoken's do nothing)."""
+    if hasattr(tokenizer, "encode_ordinary"):
+        return len(tokenizer.encode_ordinary(text))
+    return len(tokenizer(text, add_special_tokens=special, return_attention_mask=False).input_ids)
+
+
+def tokenizer_markers(tokenizer: Any) -> tuple[str, ...]:
+    """Its control tokens, of either kind of tokenizer."""
+    special = getattr(tokenizer, "special_tokens_set", None)
+    return markers_of(tokenizer) if special is None else tuple(sorted(special))
+
+
+def tokenizer_identity(tokenizer: Any, name: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Names the tokenizer that tokens were counted with."""
+    if hasattr(tokenizer, "encode_ordinary"):
+        made = {"fingerprint": f"{tokenizer.n_vocab} tokens", "method": "tiktoken's encoding of this name"}
+        return {"name": f"tiktoken/{tokenizer.name}", **made}
+    return model_identity(own.get("tokenizer") or name, commit=None, revision=own.get("revision", "main"))
+
+
+# Hosts ----------------------------------------------------------------------------------------------------------------
+
+
+class EndpointHost:
+    """What all endpoints share; see `lm_eval_kinject.models.host.Host`."""
+
+    engine: Engine
 
     # what TemplateAPI has after its __init__
-    add_bos_token: bool
     base_url: str
     model: str
     max_length: int
-    tokenizer: Any
-    tok_encode: Any
     model_call: Any
     _max_gen_toks: int
 
     # Loading --------------------------------------------------------------------------------------------------------
 
     def load(self, rag: RagArguments, arguments: dict[str, Any], usual: Mapping[str, Any]) -> None:
-        """Connects, and finds out whether there are log-probabilities."""
+        """Connects, and finds out what the server gives."""
         own = {name: value for name, value in arguments.items() if name not in _COMMANDS}
-        own["tokenizer_backend"] = "huggingface"
-        name, tokenizer = own.get("model") or own.get("pretrained"), own.get("tokenizer")
-        try:
-            super().__init__(**own)
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"The tokenizer of model={name} can't be loaded ({' '.join(str(error).split())[:200]}). Pass "
-                "tokenizer=, the Hub id or folder of the tokenizer that the server uses."
-            ) from error
-        said = {one: own[one] for one in _DECIDE if one in own}
+        name = own.get("model") or own.get("pretrained")
         self._identity: dict[str, Any] = {
             "model": {
                 "name": str(name).rstrip("/").rpartition("/")[2] if str(name).startswith("/") else str(name),
                 "fingerprint": "a server's model",
                 "method": "none: an endpoint doesn't show its weights",
             },
-            "tokenizer": model_identity(tokenizer or name, commit=None, revision=own.get("revision", "main")),
         }
-        if found := loading(said, usual):
+        if found := loading({one: own[one] for one in _DECIDE if one in own}, usual):
             self._identity["loading"] = found
+        self._connect(name, own)
         self._probe()
 
+    def _connect(self, name: Any, own: dict[str, Any]) -> None:
+        """Makes lm_eval's class ready."""
+        raise NotImplementedError
+
     def _probe(self) -> None:
-        """Asks once for the log-probabilities of a short prompt.
-
-        Raises:
-            ModelError: nobody answers, or the key or the model's name isn't known there.
-        """
-        import requests
-
-        tokens = self.tok_encode(_PROBE)
-        try:
-            with self._explained():
-                answer = self.model_call(messages=[tokens], generate=False)
-            self.parse_logprobs(answer, tokens=[tokens], ctxlens=[1])
-        except ModelError as error:
-            status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
-            if isinstance(error.__cause__, requests.RequestException) and status not in (400, 422, 501):
-                raise
-            self.gives_log_probs = False
+        """Asks once, in the beginning."""
+        raise NotImplementedError
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -147,6 +225,80 @@ class CompletionsHost:
                 "server runs and knows model=, and OPENAI_API_KEY if it wants a key; raise timeout= or max_retries=, "
                 "or lower num_concurrent=, if it is busy."
             ) from error
+
+    # What retrieval asks --------------------------------------------------------------------------------------------
+
+    def count(self, text: str, *, bare: bool) -> int:
+        """Tokens of a text; with ``bare``, without BOS and EOS."""
+        raise NotImplementedError
+
+    def room(self, request_type: str, arguments: Sequence[Any]) -> int:
+        """Tokens of ``max_length`` that a request leaves free."""
+        free = self.max_length - self.count(arguments[0], bare=False)
+        if request_type == "generate_until":
+            return free - int(arguments[1].get("max_tokens", arguments[1].get("max_gen_toks", self._max_gen_toks)))
+        return free - self.count(arguments[1], bare=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The name that the server has for the model; nobody outside can name its weights."""
+        return dict(self._identity)
+
+    def encoder_device(self) -> str:
+        """The GPU where there is one, as the model is elsewhere."""
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def prefix_scorer(self) -> None:
+        """None: the server shares prefixes, if it does."""
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """There is one process."""
+        return [value]
+
+
+class CompletionsHost(EndpointHost):
+    """Mixed in before ``LocalCompletionsAPI`` or ``OpenAICompletionsAPI``."""
+
+    gives_log_probs = True
+
+    # what TemplateAPI has after its __init__
+    add_bos_token: bool
+    tokenizer: Any
+    tok_encode: Any
+
+    # Loading --------------------------------------------------------------------------------------------------------
+
+    def _connect(self, name: Any, own: dict[str, Any]) -> None:
+        hosted = self.engine is OPENAI_COMPLETIONS and not own.get("tokenizer")
+        own["tokenizer_backend"] = "tiktoken" if hosted else "huggingface"
+        with _tokenizer_needed(name):
+            super().__init__(**own)
+        self._identity["tokenizer"] = tokenizer_identity(self.tokenizer, name, own)
+
+    def _probe(self) -> None:
+        """Asks once for the log-probabilities of a short prompt.
+
+        Raises:
+            ModelError: nobody answers, or the key or the model's name isn't known there.
+        """
+        import requests
+
+        tokens = self.tok_encode(_PROBE)
+        try:
+            with self._explained():
+                answer = self.model_call(messages=[tokens], generate=False)
+            self.parse_logprobs(answer, tokens=[tokens], ctxlens=[1])
+        except ModelError as error:
+            status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+            if isinstance(error.__cause__, requests.RequestException) and status not in (400, 422, 501):
+                raise
+            self.gives_log_probs = False
+
+    def loglikelihood(self, requests: Any, **more: Any) -> list[tuple[float, bool]]:
+        """As lm_eval's, for each model that gave log-probabilities: its class for OpenAI knows two names alone."""
+        found: list[tuple[float, bool]] = TemplateLM.loglikelihood(self, requests, **more)
+        return found
 
     # Answers --------------------------------------------------------------------------------------------------------
 
@@ -209,7 +361,7 @@ class CompletionsHost:
 
     def markers(self) -> tuple[str, ...]:
         """The tokenizer's control tokens."""
-        return markers_of(self.tokenizer)
+        return tokenizer_markers(self.tokenizer)
 
     def bos(self) -> str:
         """The tokenizer's BOS."""
@@ -217,15 +369,7 @@ class CompletionsHost:
 
     def count(self, text: str, *, bare: bool) -> int:
         """Tokens of a text; with ``bare``, without BOS and EOS."""
-        special = self.add_bos_token and not bare
-        return len(self.tokenizer(text, add_special_tokens=special, return_attention_mask=False).input_ids)
-
-    def room(self, request_type: str, arguments: Sequence[Any]) -> int:
-        """Tokens of ``max_length`` that a request leaves free."""
-        free = self.max_length - self.count(arguments[0], bare=False)
-        if request_type == "generate_until":
-            return free - int(arguments[1].get("max_tokens", arguments[1].get("max_gen_toks", self._max_gen_toks)))
-        return free - self.count(arguments[1], bare=True)
+        return token_count(self.tokenizer, text, special=self.add_bos_token and not bare)
 
     def render(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
         """The prompt that the tokenizer's chat template makes of messages.
@@ -243,20 +387,3 @@ class CompletionsHost:
                 continue_final_message=not generation_prompt,
             )
         )
-
-    def identity(self) -> dict[str, Any]:
-        """The name that the server has for the model; nobody outside can name its weights."""
-        return dict(self._identity)
-
-    def encoder_device(self) -> str:
-        """The GPU where there is one, as the model is elsewhere."""
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
-
-    def prefix_scorer(self) -> None:
-        """None: the server shares prefixes, if it does."""
-
-    def gather(self, value: Any) -> list[Any] | None:
-        """There is one process."""
-        return [value]

@@ -51,13 +51,13 @@ class Host(Protocol):
         """What a prompt may begin with that text must not be put before; empty if there is nothing."""
 
     def count(self, text: str, *, bare: bool) -> int:
-        """Tokens of a text; with ``bare``, without BOS and EOS."""
+        """Tokens of a text, or of what `render` gives; with ``bare``, without BOS and EOS."""
 
     def room(self, request_type: str, arguments: Sequence[Any]) -> int:
         """Tokens of the window that a request leaves free; ``arguments`` are its prompt and what follows it."""
 
     def render(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
-        """The prompt that the model's chat template makes of messages."""
+        """The prompt that the model's chat template makes of messages; the messages, where a server does that."""
 
     def identity(self) -> dict[str, Any]:
         """Whose answers these are: ``model`` with its name and commit or fingerprint, and what else decides them."""

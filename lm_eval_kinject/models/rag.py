@@ -86,8 +86,9 @@ class RagMixin(_Base):
         if self.engine.connects:
             self._load_host(parted.rag, parted.hf, usual)
         library = Library(stages.search, stages.rerank, stages.probe, "cpu", where, stages.route.depth)
-        if stages.search.k > 0 and stages.search.corpus is not None:
-            # what is wrong with it is found before the model is loaded
+        if stages.search.k > 0 and stages.search.corpus is not None and self.gives_log_probs:
+            # what is wrong with it is found before the model is loaded; without log-probabilities there may be a task
+            # of multiple choice to refuse first, and nothing is asked before the corpus is there
             stages.route.check(library.corpus(stages.search.corpus), stages.search.k)
         if not self.engine.connects:
             self._load_host(parted.rag, parted.hf, usual)
@@ -132,7 +133,7 @@ class RagMixin(_Base):
         self._share: Share | None = None
         self._library = library
         self._writer = PromptWriter(rag.pipeline, self, library)
-        if rag.k > 0:
+        if rag.k > 0 or not self.gives_log_probs:
             task_hook.install()
         self._scorer = self._shared_scorer() if rag.scorer == "shared" else None
         check_complete(self.provenance(), retrieves=False)
@@ -196,11 +197,7 @@ class RagMixin(_Base):
             ArgumentError: the host gives no log-probabilities, or the model is to write steps.
         """
         if not self.gives_log_probs:
-            raise ArgumentError(
-                "this model gives no log-probabilities of its prompt, which multiple-choice tasks are scored by; run a "
-                "task of open answers (generate_until), or score the model with rag-hf",
-                "the command",
-            )
+            raise task_hook.no_log_probs(requests[0].task_name if requests else None)
         if isinstance(self.rag.pipeline.reasoning, SelfReasoning):
             raise ArgumentError(
                 "reasoning=self-reasoning has the model write its answer, and this task scores given options; run a "

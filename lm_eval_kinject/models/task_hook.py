@@ -11,6 +11,8 @@ Shims, each with the condition for its removal:
 - `Origin.chat` carries ``apply_chat_template`` over: until Instances say how their prompt was rendered.
 - `would_score` runs a task's filters and metrics on other responses than its Instances got (``Task._filters``): until a
   task offers that itself.
+- the same wrapper refuses tasks of multiple choice for our models that have no log-probabilities, where lm_eval would
+  run the tasks of open answers first: until lm_eval asks a model what it can do.
 - for our models with ``k > 0`` the wrapper turns ``cache_requests`` off where a chat template is applied, as requests
   read from lm_eval's cache never went through ``apply_chat_template``: until that cache keeps the messages.
 """
@@ -26,7 +28,7 @@ from typing import Any
 
 from lm_eval.api.task import Task
 
-from lm_eval_kinject.errors import ContextError
+from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.log import log
 from lm_eval_kinject.records import Gold
 
@@ -37,6 +39,7 @@ __all__ = [
     "endings",
     "gold_of",
     "install",
+    "no_log_probs",
     "origin_of",
     "rendered_question",
     "where",
@@ -77,8 +80,11 @@ def install() -> None:
 
     @functools.wraps(original)
     def build_all_requests(self: Any, **kwargs: Any) -> None:
+        model = getattr(kwargs.get("chat_template"), "__self__", None)
+        if getattr(model, "gives_log_probs", True) is False and self.OUTPUT_TYPE != "generate_until":
+            raise no_log_probs(self.config.task)
         chat = bool(kwargs.get("apply_chat_template"))
-        if chat and kwargs.get("cache_requests") and _retrieves(kwargs.get("chat_template")):
+        if chat and kwargs.get("cache_requests") and getattr(getattr(model, "rag", None), "k", 0) > 0:
             log.warning("cache_requests is ignored: with a chat template and retrieval, prompts are built afresh.")
             kwargs["cache_requests"] = False
         original(self, **kwargs)
@@ -90,10 +96,15 @@ def install() -> None:
     Task.build_all_requests = build_all_requests
 
 
-def _retrieves(chat_template: Any) -> bool:
-    """Whether a chat template is that of a model of ours with ``k > 0``."""
-    model = getattr(chat_template, "__self__", None)
-    return getattr(getattr(model, "rag", None), "k", 0) > 0
+def no_log_probs(task: str | None) -> ArgumentError:
+    """What is said of a task that is scored by log-probabilities, to a model without them."""
+    named = "this task" if task is None else f"the task {task}"
+    return ArgumentError(
+        f"{named} is scored by log-probabilities of the prompt's own tokens, as every one of multiple choice, "
+        "and there are no log-probabilities of a prompt here; run tasks of open answers (generate_until), such as "
+        "current_events_gen, or score the model with rag-hf",
+        "the command",
+    )
 
 
 def origin_of(instance: Any) -> Origin | None:

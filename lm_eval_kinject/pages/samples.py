@@ -9,6 +9,7 @@ and only from a corpus with its fingerprint; without it, prompts are shown unmar
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ def _sample(task: str, row: Mapping[str, Any]) -> Sample:
     wanted = next((one.text for one in options if one.target), str(row.get("target", "")))
     return Sample(
         answer=answer,
-        prompt=str(arguments[0][0]),
+        prompt=_prompt(arguments[0][0]),
         options=options,
         said=chosen if options else str(row["filtered_resps"][0]),
         target=wanted,
@@ -220,6 +221,13 @@ def _sample(task: str, row: Mapping[str, Any]) -> Sample:
         truncated=str(trace.get("truncated") or ""),
         dropped=int(trace.get("dropped_count") or len(trace.get("dropped", ()))),
     )
+
+
+def _prompt(logged: Any) -> str:
+    """A prompt as it was asked; messages to a chat endpoint, which lm_eval logs as JSON in a list, below each other."""
+    if not isinstance(logged, list):
+        return str(logged)
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in json.loads(logged[0]))
 
 
 def _hit(hit: Mapping[str, Any], used: Sequence[str], gold: Sequence[str], trace: Mapping[str, Any]) -> HitLine:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import tiktoken
+import torch
 from helpers.completions_server import CompletionsServer
 from helpers.local_tasks import chunk_text, copy_current_events, evaluate, question_text, task_manager, write_corpus
 from helpers.tiny_models import make_tiny
@@ -10,7 +12,7 @@ from lm_eval.api.instance import Instance
 
 from lm_eval_kinject.errors import ArgumentError, ModelError
 from lm_eval_kinject.models.host import Host
-from lm_eval_kinject.models.rag_api import RagLocalCompletionsLM
+from lm_eval_kinject.models.rag_api import RagLocalCompletionsLM, RagOpenAICompletionsLM
 from lm_eval_kinject.models.rag_hf import RagHFLM
 
 
@@ -101,6 +103,36 @@ def test_what_the_server_cannot_is_known_before_the_corpus(make, server):
     server.faults.append("no_logprobs")
     with pytest.raises(ArgumentError, match="no log-probabilities"):
         make().loglikelihood([ask(0)])
+
+
+def test_openais_own_counts_with_tiktoken_and_may_give_no_log_probabilities(place, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    single = {bytes([one]): one for one in range(256)}
+    special = {"<|endoftext|>": 256}
+    letters = tiktoken.Encoding("bytes", pat_str=r"(?s:.)", mergeable_ranks=single, special_tokens=special)
+    monkeypatch.setattr("tiktoken.encoding_for_model", {"gpt-x": letters}.__getitem__)
+    given = {"retriever": "bm25", "k": 1, "corpus": str(place / "corpus"), "placement": "start", "max_retries": 1}
+    server.faults.clear()
+    lm = RagOpenAICompletionsLM(model="gpt-x", base_url=server.url, **given)
+    request = ask(1)
+    ((score, _),) = lm.loglikelihood([request])
+    prompt, option = (text.encode() for text in request.arguments[:2])
+    logs = torch.log_softmax(server.model(torch.tensor([[*prompt, *option]])).logits[0], -1)
+    assert chunk_text(1).encode() in prompt
+    assert score == pytest.approx(sum(logs[len(prompt) + n - 1, one].item() for n, one in enumerate(option)), abs=1e-4)
+    assert (lm.count("<|endoftext|>é", bare=True), lm.markers()) == (15, ("<|endoftext|>",))
+    assert lm.get_model_info()["kinject"]["tokenizer"]["name"] == "tiktoken/bytes"
+    server.faults.append(400)  # "Setting 'echo' and 'logprobs' at the same time is not supported for this model."
+    newer = RagOpenAICompletionsLM(model="gpt-x", base_url=server.url, **given)
+    with pytest.raises(ArgumentError, match=r"no log-probabilities of a prompt here.*current_events_gen"):
+        newer.loglikelihood([ask(1)])
+    (text,) = newer.generate_until([ask(1, "generate_until", {"until": ["\n"], "max_gen_toks": 2})])
+    assert isinstance(text, str)
+    with pytest.raises(ModelError, match="Pass tokenizer="):
+        RagOpenAICompletionsLM(model="gpt-unknown", base_url=server.url, **given)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ArgumentError, match="set the environment variable OPENAI_API_KEY"):
+        RagOpenAICompletionsLM(model="gpt-x", **given)
 
 
 def test_arguments_all_at_once_and_before_anything(make):

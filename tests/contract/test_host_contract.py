@@ -10,6 +10,7 @@ import json
 import math
 
 import pytest
+from helpers import engine_standins
 from helpers.completions_server import CompletionsServer
 from helpers.local_tasks import (
     TOWNS,
@@ -23,12 +24,13 @@ from helpers.local_tasks import (
 from helpers.tiny_models import make_tiny
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.api.registry import get_model
 
 from lm_eval_kinject.context.reason import INSTRUCTION, Evidence, Steps, as_text
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.models.host import Host
 from lm_eval_kinject.models.rag import RagMixin
-from lm_eval_kinject.models.rag_api import RagLocalCompletionsLM
+from lm_eval_kinject.models.rag_api import RagLocalChatCompletionsLM, RagLocalCompletionsLM
 from lm_eval_kinject.models.rag_hf import RagHFLM
 
 
@@ -115,8 +117,16 @@ def server(place):
     found.close()
 
 
-@pytest.fixture(params=["rag-hf", "rag-local-completions", "words"])
+KINDS = ("rag-hf", "rag-local-completions", "rag-local-chat-completions", "rag-vllm", "rag-sglang", "words")
+
+
+@pytest.fixture(params=KINDS)
 def make(request, place, server):
+    with engine_standins.installed():
+        yield maker(request, place, server)
+
+
+def maker(request, place, server):
     def make(**arguments):
         given = {"retriever": "bm25", "k": 1, "corpus": str(place / "corpus"), "placement": "start", **arguments}
         if request.param == "words":
@@ -124,6 +134,11 @@ def make(request, place, server):
         if request.param == "rag-local-completions":
             own = {"model": "tiny", "tokenizer": make_tiny("llama", place / "models"), "base_url": server.url}
             return RagLocalCompletionsLM(**own, **given)
+        if request.param == "rag-local-chat-completions":
+            own = {"model": "tiny", "tokenizer": make_tiny("llama", place / "models"), "base_url": server.chat_url}
+            return RagLocalChatCompletionsLM(**own, **given)
+        if request.param in ("rag-vllm", "rag-sglang"):
+            return get_model(request.param)(pretrained=make_tiny("llama", place / "models"), **given)
         return RagHFLM(pretrained=make_tiny("llama", place / "models"), device="cpu", **given)
 
     return make
@@ -132,6 +147,15 @@ def make(request, place, server):
 def ask(i, kind="loglikelihood", second=" Abe Ash"):
     doc = {"question": question_text(i)}
     return Instance(kind, doc=doc, arguments=(f"Question: {question_text(i)}\nAnswer:", second), idx=0)
+
+
+def write(lm, i):
+    """A question of open answer, as this model takes it."""
+    request = ask(i, "generate_until", {"until": ["\n"], "max_gen_toks": 3})
+    if lm.needs_messages:
+        prompt = lm.apply_chat_template([{"role": "user", "content": request.args[0]}])
+        request.arguments = (prompt, request.args[1])
+    return request
 
 
 def test_it_is_a_host(make):
@@ -160,24 +184,27 @@ def test_it_names_the_model(make):
 
 def test_retrieved_text_reaches_the_model(make):
     lm = make()
-    request = ask(1)
-    ((score, _),) = lm.loglikelihood([request])
-    assert request.arguments[0].startswith("News from")
-    assert chunk_text(1) in request.arguments[0]
-    assert score < 0
-    (text,) = lm.generate_until([ask(1, "generate_until", {"until": ["\n"], "max_gen_toks": 3})])
+    if lm.gives_log_probs:
+        request = ask(1)
+        ((score, _),) = lm.loglikelihood([request])
+        assert request.arguments[0].startswith("News from")
+        assert chunk_text(1) in request.arguments[0]
+        assert score < 0
+    request = write(lm, 1)
+    (text,) = lm.generate_until([request])
     assert isinstance(text, str)
+    assert chunk_text(1) in str(request.arguments[0])
     assert lm.get_model_info()["kinject"]["corpora"]
 
 
 def test_variants_share_the_model_and_have_results_of_their_own(make):
     lm = make()
     none, two = lm.variant(k=0), lm.variant(retriever="bm25", k=2, corpus=lm._library.search.corpus, placement="start")
-    request, plain = ask(1), ask(1)
-    none.loglikelihood([plain])
-    two.loglikelihood([request])
-    assert plain.arguments == ask(1).arguments
-    assert request.arguments[0].count("News from") == 2
+    request, plain = write(two, 1), write(none, 1)
+    none.generate_until([plain])
+    two.generate_until([request])
+    assert plain.arguments == write(none, 1).arguments
+    assert str(request.arguments[0]).count("News from") == 2
     assert two.get_model_info()["kinject"]["k"] == 2
     assert two._library.shelf is lm._library.shelf
     assert not lm._library.retrievers  # what a variant used isn't another's

@@ -1,4 +1,4 @@
-"""A completions endpoint over a tiny model, on this machine: echo, log-probabilities, greedy text, and faults."""
+"""Completions and chat endpoints over a tiny model, on this machine: echo, log-probabilities, greedy text, faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 class CompletionsServer:
-    """Serves at ``url`` until closed; takes a fault a request: a status, ``no_logprobs``, ``short`` or ``cut``."""
+    """Serves at ``url`` and ``chat_url`` until closed; takes a fault a request.
+
+    Faults are a status, ``no_logprobs``, ``short`` or ``cut``; a chat's may be a mapping, which then is its choice.
+    """
 
     def __init__(self, folder):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -29,7 +32,8 @@ class CompletionsServer:
                     outer.seen.append(asked)
                     fault = outer.faults.pop(0) if outer.faults else None
                     status = fault if isinstance(fault, int) else 200
-                    said = {"error": "scripted"} if status != 200 else outer.answer(asked, fault)
+                    answer = outer.chat if self.path.endswith("/chat/completions") else outer.answer
+                    said = {"error": "scripted"} if status != 200 else answer(asked, fault)
                 body = json.dumps(said).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -39,6 +43,7 @@ class CompletionsServer:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1/completions"
+        self.chat_url = f"http://127.0.0.1:{self._http.server_port}/v1/chat/completions"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def close(self):
@@ -50,13 +55,27 @@ class CompletionsServer:
         prompts = prompts if isinstance(prompts, list) and not isinstance(prompts[0], int) else [prompts]
         return {"choices": [self.choice(n, prompt, asked, fault) for n, prompt in enumerate(prompts)]}
 
+    def chat(self, asked, fault):
+        """As a server that honours ``stop``, and renders messages with the model's own template."""
+        if isinstance(fault, dict):
+            return {"choices": [{"index": 0, **fault}]}
+        if fault == "no choices":
+            return {"object": "error", "message": "overloaded"}
+        prompt = self.tokenizer.apply_chat_template(asked["messages"], tokenize=False, add_generation_prompt=True)
+        most = min(asked.get("max_tokens") or asked["max_completion_tokens"], 16)  # more takes long here
+        text = self.choice(0, prompt, {**asked, "max_tokens": most}, None)["text"]
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return {"choices": [choice]}
+
     @torch.no_grad()
     def choice(self, index, prompt, asked, fault):
         ids = self.tokenizer(prompt, add_special_tokens=False).input_ids if isinstance(prompt, str) else list(prompt)
         start = len(ids)
         for _ in range(asked["max_tokens"]):
             ids.append(int(self.model(torch.tensor([ids])).logits[0, -1].argmax()))
-        text = self.tokenizer.decode(ids[start:])
+            if ids[-1] == self.tokenizer.eos_token_id and not asked.get("echo"):
+                break
+        text = self.tokenizer.decode(ids[start:], skip_special_tokens=True)
         for stop in asked.get("stop") or ():
             text = text.split(stop)[0]
         if not asked.get("echo"):

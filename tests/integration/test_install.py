@@ -309,6 +309,11 @@ def test_models_are_registered_and_the_built_in_ones_are_untouched(installed: En
     assert held == built_in | {
         "rag-hf": "lm_eval_kinject.models.rag_hf:RagHFLM",
         "rag-local-completions": "lm_eval_kinject.models.rag_api:RagLocalCompletionsLM",
+        "rag-local-chat-completions": "lm_eval_kinject.models.rag_api:RagLocalChatCompletionsLM",
+        "rag-openai-completions": "lm_eval_kinject.models.rag_api:RagOpenAICompletionsLM",
+        "rag-openai-chat-completions": "lm_eval_kinject.models.rag_api:RagOpenAIChatCompletionsLM",
+        "rag-vllm": "lm_eval_kinject.models.rag_vllm:RagVLLM",
+        "rag-sglang": "lm_eval_kinject.models.rag_sglang:RagSGLangLM",
     }
     assert "lm_eval_kinject.models.rag_hf" in broken
     assert found == "lm_eval_kinject.models.rag_hf:RagHFLM"
@@ -325,7 +330,12 @@ def test_entry_points_are_declared_for_later_releases(installed: Environment) ->
     """
     assert installed.says(code) == [
         ["lm_eval.models", "rag-hf", "lm_eval_kinject.models.rag_hf:RagHFLM"],
+        ["lm_eval.models", "rag-local-chat-completions", "lm_eval_kinject.models.rag_api:RagLocalChatCompletionsLM"],
         ["lm_eval.models", "rag-local-completions", "lm_eval_kinject.models.rag_api:RagLocalCompletionsLM"],
+        ["lm_eval.models", "rag-openai-chat-completions", "lm_eval_kinject.models.rag_api:RagOpenAIChatCompletionsLM"],
+        ["lm_eval.models", "rag-openai-completions", "lm_eval_kinject.models.rag_api:RagOpenAICompletionsLM"],
+        ["lm_eval.models", "rag-sglang", "lm_eval_kinject.models.rag_sglang:RagSGLangLM"],
+        ["lm_eval.models", "rag-vllm", "lm_eval_kinject.models.rag_vllm:RagVLLM"],
         ["console_scripts", "kinject", "lm_eval_kinject.cli:main"],
     ]
     assert (installed.folder / "bin" / "kinject").exists()

@@ -99,6 +99,22 @@ def test_chunks_in_a_prompt(files: list[Path]) -> None:
     assert pieces(one, {}) == [Piece(one.prompt)]
 
 
+def test_messages_are_shown_below_each_other(files: list[Path]) -> None:
+    messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "The gold chunk.\n\nWho?"}]
+    rows = [sample(doc, 1, True) for doc in range(4)]
+    for row in rows:
+        for arguments in row["arguments"].values():
+            arguments["arg_0"] = [json.dumps(messages)]
+            arguments["arg_2"]["kinject"] |= {"used": ["c0"]}
+    next(files[0].parent.glob("samples_*")).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = read_pairs(files[:1])[0].samples[0]
+    assert pieces(one, CHUNKS) == [
+        Piece("system: Be short.\n\nuser: "),
+        Piece("The gold chunk.", "c0"),
+        Piece("\n\nWho?"),
+    ]
+
+
 def cut(files: list[Path], **changes: object) -> None:
     rows = [sample(doc, 1, True) for doc in range(4)]
     for row in rows:

@@ -122,6 +122,11 @@ def test_registration_is_idempotent_and_leaves_the_built_in_models(monkeypatch):
     assert {name for name, held in before.items() if "kinject" in str(held)} == {
         "rag-hf",
         "rag-local-completions",
+        "rag-local-chat-completions",
+        "rag-openai-completions",
+        "rag-openai-chat-completions",
+        "rag-vllm",
+        "rag-sglang",
     }
 
 
