@@ -410,8 +410,8 @@ def card(edition: Edition) -> str:
         f"| `../data/multihop_dev.parquet` | {len(edition.multihop_dev):,} | such questions for few-shot examples |\n"
     )
     dated = (
-        "\nEvery row has its `date`. What the news is about, its names and its wording change from month to month; no event\n"
-        "comes twice, and all months have as many events and questions.\n"
+        "\nEvery row has its `date`. What the news is about, its names and its wording change from month to month; no\n"
+        "event comes twice, and all months have as many events and questions.\n"
     )
     told = (
         (Path(__file__).parent / "card.md")
