@@ -97,8 +97,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--dry-run", action="store_true")
     arguments = made.parse_args(argv)
     if not 1 <= arguments.test <= arguments.months // 2:
-        made.error(f"--test {arguments.test}: half of the {arguments.months} months at most, so that the control, which "
-                   "trains on as many months as the other, has all of them")  # fmt: skip
+        made.error(
+            f"--test {arguments.test}: half of the {arguments.months} months at most, so that the control, which "
+            "trains on as many months as the other, has all of them"
+        )
     return arguments
 
 

@@ -46,10 +46,18 @@ def _rows(spec: str, window: Window) -> tuple[list[dict[str, str]], int]:
     for item in find_source(spec)[1].items:
         if not item.text.strip():
             continue
-        day = (item.date or "")[:10]
+        day = _day(item.date)
         if not day and window != Window():
             undated += 1
         elif window == Window() or day in window:
             name = item.id if isinstance(item, Document) else item.document_id or item.id
             rows.append({"id": item.id, "document": name, "date": day, "text": item.text})
     return rows, undated
+
+
+def _day(said: str | None) -> str:
+    """The day of a text, the first of its month or year where that is all there is; empty where it has no date."""
+    try:
+        return Window.of(said[:10], None).first if said else ""
+    except ArgumentError:
+        return ""

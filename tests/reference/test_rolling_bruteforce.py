@@ -19,6 +19,7 @@ from lm_eval_kinject.corpus import load_corpus
 from lm_eval_kinject.errors import ArgumentError, ContextError
 from lm_eval_kinject.records import Query
 from lm_eval_kinject.retrieval import make_retriever
+from lm_eval_kinject.retrieval.library import AsFound, Library, NoProbe, Search
 
 TASK = "kinject_perplexity"
 TOWNS = ("Arden", "Brill", "Corby", "Dover", "Eston", "Filey", "Goole")
@@ -125,6 +126,25 @@ def test_without_retrieval_it_is_hf_to_the_bit(place):
     assert log_likelihoods(first) == pytest.approx(log_likelihoods(run("hf", place)), abs=1e-3)
 
 
+@pytest.mark.parametrize("retriever", ["bm25", "random", "full"])
+def test_what_a_query_leaves_out_is_not_found(retriever, place):
+    """The others stand as in a longer list of which it is struck out; another query of the batch isn't touched."""
+    more = 0 if retriever == "full" else 4
+
+    def library(k):
+        return Library(Search(retriever=retriever, k=k), AsFound(), NoProbe(), "cpu", "here", more=more)
+
+    plain, without = Query("the bridge at Brill"), Query("the bridge at Brill", without="d1")
+    found = library(3).find("news.jsonl", [plain, without])
+    everything = library(7).find("news.jsonl", [plain])[plain]
+    kept = [hit.chunk.id for hit in everything.prompt if hit.chunk.document_id != "d1"]
+    assert len(kept) == 5
+    assert [hit.chunk.id for hit in found[without].prompt] == (kept if retriever == "full" else kept[:3])
+    assert [hit.rank for hit in found[without].prompt] == list(range(1, len(found[without].prompt) + 1))
+    assert [hit.chunk.id for hit in found[without].more] == kept[:more]
+    assert found[plain] == library(3).find("news.jsonl", [plain])[plain]
+
+
 def test_in_a_small_window_retrieved_text_takes_half_at_most(place):
     result = run("rag-hf", place, retriever="bm25", k=3, max_length=64, stride=16)
     for sample in result["samples"][TASK]:
@@ -140,6 +160,12 @@ def test_a_window_of_time(place):
         run("hf", place, {"from": "2027"})
     with pytest.raises(ArgumentError, match="`corpus` is needed"):
         run("hf", place, {"corpus": ""})
+    dates = ("2026-01", "2026-02", "2026", "2026-02-03T10:00:00", "last week", None)
+    rows = [{"id": f"x{i}", "text": f"Text {i}.", "date": date} for i, date in enumerate(dates)]
+    (place / "loose.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("rag-hf", place, {"corpus": "loose.jsonl", "from": "2026-02", "to": "2026-02"}, k=0)
+    days = [(sample["doc"]["id"], sample["doc"]["date"]) for sample in result["samples"][TASK]]
+    assert days == [("x1", "2026-02-01"), ("x3", "2026-02-03")]
     (place / "bare.jsonl").write_text('{"id": "a", "text": "No date."}\n')
     with pytest.raises(ArgumentError, match="has 1 texts and no dates"):
         run("hf", place, {"corpus": "bare.jsonl", "from": "2026"})
