@@ -27,7 +27,7 @@ def kinject(*words: str) -> int:
 @pytest.fixture(scope="module")
 def news(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("months") / "news"
-    said = ["--seed", "7", "--months", "3", "--from", "2026-01", "--events", "360", "-o", str(folder)]
+    said = ["--seed", "7", "--months", "3", "--from", "2026-01", "--events", "600", "-o", str(folder)]
     assert kinject("corpus", "newswire", *said) == 0
     return folder
 
@@ -39,18 +39,18 @@ def task_of(news: Path, window: dict[str, str]):
 
 def test_the_corpus_is_dated(news: Path) -> None:
     corpus = load_corpus(news / "corpus")
-    assert len(corpus) == 360
+    assert len(corpus) == 600
     assert {chunk.date[:7] for chunk in corpus.chunks if chunk.date} == {"2026-01", "2026-02", "2026-03"}
     assert all(chunk.date for chunk in corpus.chunks)
     card = (news / "corpus" / "README.md").read_text()
     assert (
-        "news of 360 events, made by `kinject corpus newswire --seed 7 --events 360 --months 3 --from 2026-01`" in card
+        "news of 600 events, made by `kinject corpus newswire --seed 7 --events 600 --months 3 --from 2026-01`" in card
     )
 
 
 def test_a_window_of_its_questions_is_asked(news: Path) -> None:
     everything = task_of(news, {})
-    assert len(everything.eval_docs) == 3 * 44
+    assert len(everything.eval_docs) == 3 * 200
     some = task_of(news, {"from": "2026-02", "to": "2026-02-14"})
     days = [doc["date"] for doc in some.eval_docs]
     assert days == [day for day in (doc["date"] for doc in everything.eval_docs) if "2026-02" <= day <= "2026-02-14"]

@@ -32,11 +32,11 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 
 
 def test_a_dry_run_writes_the_texts(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--months", "5", "--test", "2", "--events", "120", "--dry-run", "--out", str(tmp_path / "out")]
+    words = ["--months", "5", "--test", "2", "--events", "200", "--dry-run", "--out", str(tmp_path / "out")]
     benchmark.main(words)
     trained, control, scored = (rows_of(tmp_path / "out" / f"{n}.jsonl") for n in ("stratified", "control", "scored"))
-    assert len(trained) == len(control) == 3 * 88
-    assert len(scored) == 2 * 22
+    assert len(trained) == len(control) == 3 * 90
+    assert len(scored) == 2 * 100
     assert [sorted({row["date"][:7] for row in rows}) for rows in (trained, control, scored)] == [
         ["2026-01", "2026-02", "2026-03"],
         ["2026-03", "2026-04", "2026-05"],
@@ -44,7 +44,7 @@ def test_a_dry_run_writes_the_texts(benchmark, tmp_path: Path, capsys: pytest.Ca
     ]
     assert not {row["id"] for row in scored} & {row["id"] for row in (*trained, *control)}
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("stratified   264 texts")
+    assert said[0].startswith("stratified   270 texts")
     new = [float(line.split("scored words ")[1].split("%")[0]) for line in said[:2]]
     assert new[0] > 1.5 * new[1]
     with pytest.raises(SystemExit, match="was made with other settings"):

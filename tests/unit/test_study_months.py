@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+from lm_eval_kinject import cli
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.stats import perplexity, relative_increase
 from lm_eval_kinject.study.months import compare, rows, table
@@ -88,6 +90,23 @@ def results(folder: Path, scores: dict[str, float], *, text: str = "x", **doc: s
 
 
 DAYS = ("2026-02-01", "2026-01-30", "2026-02-28")
+
+
+def test_the_command_prints_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control = results(tmp_path / "control", dict.fromkeys(DAYS, -10.0))
+    other = results(tmp_path / "other", dict.fromkeys(DAYS, -11.0))
+    monkeypatch.setattr(sys, "argv", ["kinject", "study", "months", str(other), str(control)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert capsys.readouterr().out.splitlines() == [
+        "month     texts   control     other  increase (95 %)",
+        "2026-01       1      2.72      3.00  10.5 % (10.5 to 10.5)",
+        "2026-02       2      2.72      3.00  10.5 % (10.5 to 10.5)",
+        "all           3      2.72      3.00  10.5 % (10.5 to 10.5)",
+    ]
 
 
 def test_months_of_two_results(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TypeVar
 
-from lm_eval_kinject.corpus.sources.newswire.edition import Edition, EditionSize, Row, drawn, size_for
+from lm_eval_kinject.corpus.sources.newswire.edition import Edition, EditionSize, Row, drawn
 from lm_eval_kinject.corpus.sources.newswire.kind import ChoiceSlot, DateSlot, Kind, load_kinds
 from lm_eval_kinject.corpus.sources.newswire.world import MONTHS, Era, Event, World
 from lm_eval_kinject.errors import ArgumentError
@@ -35,7 +35,7 @@ from lm_eval_kinject.errors import ArgumentError
 __all__ = ["CYCLE", "EVENTS_A_MONTH", "TURNOVER", "make_months", "month_names"]
 
 EVENTS_A_MONTH = 240
-FEWEST_EVENTS = 120  # a month: ten of a kind, so that wrong options are found
+FEWEST_EVENTS = 200  # a month: about ten of a kind are asked about, which lend each other wrong options
 MOST_MONTHS = 24
 
 CYCLE = 24
@@ -44,11 +44,12 @@ CYCLE = 24
 TURNOVER = 0.25
 """Share of the pools of people, towns and companies that leaves, and is replaced, from month to month."""
 
-_KINDS_A_MONTH = 12
+_KINDS_A_MONTH = 10
 _PHRASINGS = 5  # of a sentence in a month: a chunk, three paraphrases and one for validation take one each
 _FILLERS = 8
 _CHOICES = 8
 _PARAPHRASES, _VALIDATION_PARAPHRASES = 3, 1
+_FEW_SHOT = 10  # chunks in a month
 
 _T = TypeVar("_T")
 
@@ -101,7 +102,17 @@ def _month_size(first: str, count: int, events: int | None) -> EditionSize:
     if problems:
         raise ArgumentError(problems, "the months")
     a_month = EVENTS_A_MONTH if events is None else events // count
-    return replace(size_for(a_month), paraphrases=_PARAPHRASES, validation_paraphrases=_VALIDATION_PARAPHRASES)
+    # Half are asked about. Of fewer, unasked ones would have to lend wrong options, which who trains on the others
+    # alone knows by never having seen them.
+    asked = a_month // 2
+    return EditionSize(
+        sources=asked,
+        paraphrases=_PARAPHRASES,
+        background=a_month - asked - _FEW_SHOT,
+        few_shot_sources=_FEW_SHOT,
+        validation_sources=asked // 2,
+        validation_paraphrases=_VALIDATION_PARAPHRASES,
+    )
 
 
 # What is in use -------------------------------------------------------------------------------------------------------
