@@ -65,13 +65,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a retriever is asked: ``text`` alone is searched; ``gold`` is for the oracle control only.
+    """What a retriever is asked: ``text`` alone is searched; ``gold`` is for the oracle control, ``without`` a filter.
 
-    ``gold`` is the id of the chunk that answers the question, or a tuple of ids where it takes all of them.
+    ``gold`` is the id of the chunk that answers the question, or a tuple of ids where it takes all of them. ``without``
+    names the document whose chunks are not to be found, as it is what is scored.
     """
 
     text: str
     gold: Gold | None = None
+    without: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

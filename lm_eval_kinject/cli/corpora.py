@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -192,16 +193,38 @@ def corpus_wikipedia(
 def corpus_newswire(
     out: Annotated[Path, typer.Option("-o", "--out", help="folder to write (must not hold an edition yet)")],
     seed: Annotated[int, typer.Option("--seed", help="fixes every name, event and wording")] = 1,
-    events: Annotated[int | None, typer.Option("--events", min=200, help="events in all; default: 2,465")] = None,
+    events: Annotated[
+        int | None, typer.Option("--events", min=200, help="events in all; default: 2,465, or 240 a month")
+    ] = None,
     edition: Annotated[
         int | None,
         typer.Option("--edition", help="2: no type gives an answer away, questions of two chunks; default: 1"),
     ] = None,
+    months: Annotated[
+        int | None, typer.Option("--months", help="dated news of so many months, whose language drifts")
+    ] = None,
+    first: Annotated[str | None, typer.Option("--from", help="first of the months, YYYY-MM")] = None,
 ) -> None:
     """Make an edition of the newswire: chunks, paraphrases, validation set, questions and the tasks that ask them."""
-    from lm_eval_kinject.corpus.sources.newswire import DEFAULT_EDITION, make_edition, size_for, write_edition
+    from lm_eval_kinject.corpus.sources.newswire import (
+        DEFAULT_EDITION,
+        make_edition,
+        make_months,
+        size_for,
+        write_edition,
+    )
 
-    made = make_edition(seed, size_for(events), edition=DEFAULT_EDITION if edition is None else edition)
+    problems = []
+    if (months is None) != (first is None):
+        problems.append("--months and --from belong together: give both, or neither")
+    if months is not None and edition not in (None, DEFAULT_EDITION):
+        problems.append(f"--edition {edition} has no months: leave it out")
+    if problems:
+        raise ArgumentError(problems, "the command")
+    if months is not None and first is not None:
+        made = make_months(seed, first, months, events)
+    else:
+        made = make_edition(seed, size_for(events), edition=DEFAULT_EDITION if edition is None else edition)
     cloze = ",".join(name for name in write_edition(made, out) if name.endswith("_cloze"))
     print(f"{out}: {len(made.chunks)} chunks, {len(made.paraphrases)} paraphrases, {len(made.test)} questions")
     if made.multihop_test:
@@ -209,6 +232,9 @@ def corpus_newswire(
     print("Score a model on it (pretrained=MODEL in model_args; default: the embedded reader):")
     where = f"--include_path {shlex.quote(str(out))}"
     print(f"  lm_eval --model rag-hf --model_args retriever=minilm,k=3 {where} --tasks {cloze}")
+    if made.months:
+        window = json.dumps({"from": made.months[-1], "to": made.months[-1]})
+        print(f"Questions of the last month alone: --metadata {shlex.quote(window)}")
 
 
 @corpus_app.command("realtimeqa")

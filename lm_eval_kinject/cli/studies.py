@@ -86,6 +86,19 @@ def study_show(
     console.print(overview(read, place), markup=False, highlight=False)
 
 
+@study_app.command("months")
+def study_months(
+    other: Annotated[
+        Path, typer.Argument(help="lm_eval's results of the model trained up to some month, with samples")
+    ],
+    control: Annotated[Path, typer.Argument(help="the same of a control of its size that saw these months, too")],
+) -> None:
+    """Perplexity by month against a control, from two results of kinject_perplexity on the same texts."""
+    from lm_eval_kinject.study.months import compare, table
+
+    print("\n".join(table(compare(other, control))))
+
+
 @app.command()
 def rerun(
     results: Annotated[Path, typer.Argument(help="lm_eval's results JSON of rag-hf, its samples beside it")],

@@ -25,7 +25,7 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from lm_eval_kinject.errors import ArgumentError, ContextError
-from lm_eval_kinject.stages import Stage, argument, register, slot, text
+from lm_eval_kinject.stages import Stage, argument, register, slot, text, whole
 
 __all__ = ["QUESTION_FIELDS", "QueryRule", "QuestionQuery", "sandbox", "without_choices"]
 
@@ -154,6 +154,10 @@ class QuestionQuery(Stage):
         _parses,
         "question",
     )
+    stride: int = argument(
+        "rolling text (perplexity): tokens that are scored behind one search", whole(1, "tokens"), 32
+    )
+    query_tokens: int = argument("rolling text: tokens directly before them that are the query", whole(1, "tokens"), 32)
     rule: QueryRule = QueryRule("question")
 
     @classmethod

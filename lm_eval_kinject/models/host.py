@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lm_eval_kinject.models.arguments import RagArguments
 
-__all__ = ["Decoder", "Host"]
+__all__ = ["Decoder", "Host", "Roller"]
 
 
 @runtime_checkable
@@ -106,3 +106,27 @@ class Decoder(Protocol):
 
     def text_of(self, tokens: Sequence[int], gen_kwargs: Mapping[str, Any]) -> str:
         """The answer that a continuation is: decoded, and cut where a stop string begins."""
+
+
+@runtime_checkable
+class Roller(Protocol):
+    """What a host offers besides where rolling text can be read behind retrieved text: its tokens.
+
+    Attributes:
+        decodes: as of a `Decoder`.
+        prefix_token_id: stands before the first token of a text.
+    """
+
+    @property
+    def decodes(self) -> bool:
+        """See above."""
+
+    @property
+    def prefix_token_id(self) -> int:
+        """See above."""
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
+        """Token ids of a text; with None, as its own ``loglikelihood_rolling`` reads it."""
+
+    def tok_decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of tokens."""

@@ -37,7 +37,7 @@ from lm_eval_kinject.models.pipeline import Pipeline
 from lm_eval_kinject.records import Hit, Query, Trace
 from lm_eval_kinject.retrieval.library import Found, Library, clock
 
-__all__ = ["Longer", "PromptWriter", "Written", "behind", "mark_on"]
+__all__ = ["Longer", "PromptWriter", "Written", "as_log", "behind", "mark_on"]
 
 _SLACK = 8
 """Tokens kept free, as the parts of a prompt may be cut into a few tokens more together than apart."""
@@ -223,7 +223,7 @@ class PromptWriter:
                 more = not set(long.used) <= set(trace.used) or trace.truncated is not None
                 longer = Longer(self._insert(instance, arguments[0], long.text), plain, long.used, more, marker)
             written = Written(self, arguments, trace, found.hits, fingerprint, found.retrieved, prompts, scores, longer)
-            log = _as_log(trace) | ({"contexts": [one.text for one in made]} if len(made) > 1 else {})
+            log = as_log(trace) | ({"contexts": [one.text for one in made]} if len(made) > 1 else {})
             instance.arguments = (prompts[0], *arguments[1:], {"kinject": log})
             setattr(instance, _ATTRIBUTE, written)
         assert written is not None  # a group has at least one Instance
@@ -340,7 +340,7 @@ def _by_question(instances: Iterable[Any]) -> Iterable[list[Any]]:
     return groups.values()
 
 
-def _as_log(trace: Trace) -> dict[str, Any]:
+def as_log(trace: Trace) -> dict[str, Any]:
     """A trace as plain JSON, with the hits' ids, ranks and scores (their texts stand in the prompt).
 
     Of a whole corpus (``retriever=full``) only the hits in the prompt and the last few that were dropped are listed.

@@ -29,6 +29,7 @@ from lm_eval_kinject.models.pipeline import SLOTS
 from lm_eval_kinject.models.prompts import PromptWriter, mark_on
 from lm_eval_kinject.models.reasoning import Reasoned, read, reasoning_figures
 from lm_eval_kinject.models.results import Figure, check_complete, figure_of, figures, ties
+from lm_eval_kinject.models.rolling import RollingWriter
 from lm_eval_kinject.models.routing import Routed, Router, route_figures
 from lm_eval_kinject.provenance import environment
 from lm_eval_kinject.retrieval.library import AsFound, Library, clock
@@ -127,6 +128,7 @@ class RagMixin(_Base):
         self._ties: dict[tuple[str, int], bool] = {}
         self._routed: dict[tuple[str, int], Routed] = {}
         self._reasoned: dict[tuple[str, int], Reasoned] = {}
+        self._searches: Counter[str] = Counter()
         self._seconds = library.seconds
         self._reported = False
         self._pass: OnePass | None = None
@@ -216,16 +218,53 @@ class RagMixin(_Base):
             raise ArgumentError("a chat endpoint takes messages and no text; add --apply_chat_template", "the command")
         return self._answer("generate_until", requests, kwargs)
 
-    def _answer(self, method: str, requests: list[Any], kwargs: dict[str, Any]) -> Any:
-        host = getattr(super(), method)
-        if self._reported:  # a new evaluation with the same model object
+    def loglikelihood_rolling(self, requests: list[Any], **kwargs: Any) -> list[float]:
+        """Scores whole texts, each stretch behind what was found with the text before it; see ``models.rolling``.
+
+        Without retrieval, and where the task doesn't declare which document a text is, it is lm_eval's own number.
+
+        Raises:
+            ArgumentError: an argument or the model isn't made for it.
+            ContextError: a text could be retrieved for itself.
+        """
+        self._begin()
+        host = super().loglikelihood_rolling  # type: ignore[misc]
+        if self.rag.k == 0:
+            with clock(self._seconds, "scoring"):
+                return list(host(requests, **kwargs))
+        writer = RollingWriter(self.rag.pipeline, self, self._library)
+        tasks = {request.task_name: request for request in requests}
+        declared = {name for name, request in tasks.items() if writer.is_declared(request)}
+        ours = [request for request in requests if request.task_name in declared]
+        others = [request for request in requests if request.task_name not in declared]
+        rolled = writer.write(ours) if ours else []
+        if rolled:
+            check_complete(self.provenance(), retrieves=any(text.searches for text in rolled))
+        for part in self.gather([(text.figure, text.searches) for text in rolled]) or ():
+            self._written.update({(figure.task, figure.doc_id): figure for figure, _ in part})
+            self._searches.update({task: sum(n for f, n in part if f.task == task) for task in declared})
+        windows = [(("", ""), *window) for text in rolled for window in text.windows]
+        with clock(self._seconds, "scoring"):
+            whole = iter(host(others, **kwargs) if others else ())
+            scored = iter(self._loglikelihood_tokens(windows, **kwargs) if windows else ())
+        sums = iter([sum(next(scored)[0] for _ in text.windows) for text in rolled])
+        return [next(sums if request.task_name in declared else whole) for request in requests]
+
+    def _begin(self) -> None:
+        """Forgets the evaluation before, with the same model object, once it has been reported."""
+        if self._reported:
             self._written.clear()
             self._ties.clear()
             self._routed.clear()
             self._reasoned.clear()
+            self._searches.clear()
             self._share = None
             self._seconds.clear()
             self._reported = False
+
+    def _answer(self, method: str, requests: list[Any], kwargs: dict[str, Any]) -> Any:
+        host = getattr(super(), method)
+        self._begin()
         bare = requests
         if self._pass is not None:
             kwargs = {"disable_tqdm": True, **kwargs}  # the pass has a bar of its own
@@ -423,6 +462,9 @@ class RagMixin(_Base):
             tasks.setdefault(task, {})["route"] = told
         for task, told in reasoning_figures(self._reasoned.values()).items():
             tasks.setdefault(task, {})["reasoning"] = told
+        for task, searches in self._searches.items():
+            rolling = {"stride": stages.query.stride, "query_tokens": stages.query.query_tokens, "searches": searches}
+            tasks[task]["rolling"] = rolling
         info["kinject"] = {
             **self.provenance(),
             "tasks": tasks,

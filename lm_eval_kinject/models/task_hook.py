@@ -64,12 +64,14 @@ class Declaration:
 
     ``corpus`` is a name or path of a corpus, ``query`` the document's field with the question (or a Jinja template),
     ``gold`` the document's field with the id of the chunk that the question was made from, or a list
-    of ids where it takes all of them.
+    of ids where it takes all of them, ``document`` its field with the name of the corpus's document that a rolling text
+    is, which is never retrieved for it.
     """
 
     corpus: str | None = None
     query: str | None = None
     gold: str | None = None
+    document: str | None = None
 
 
 def install() -> None:
@@ -130,7 +132,7 @@ def declaration(instance: Any) -> Declaration:
     said = metadata.get("kinject") if isinstance(metadata, Mapping) else None
     if not isinstance(metadata, Mapping) or said is None:
         return Declaration()
-    known = ("corpus", "query", "gold")
+    known = ("corpus", "query", "gold", "document")
     if not isinstance(said, Mapping) or set(said) - set(known) or not all(isinstance(v, str) for v in said.values()):
         raise ContextError(
             f"{instance.task_name}: metadata.kinject in the task's YAML is {said!r}; it must be a mapping of some of "
@@ -140,7 +142,7 @@ def declaration(instance: Any) -> Declaration:
     if corpus is not None:
         beside = Path(str(metadata.get("config_source", ""))).parent / corpus
         corpus = str(beside) if beside.exists() else corpus
-    return Declaration(corpus, said.get("query"), said.get("gold"))
+    return Declaration(corpus, said.get("query"), said.get("gold"), said.get("document"))
 
 
 def gold_of(instance: Any, field: str | None) -> Gold | None:

@@ -298,15 +298,20 @@ class Library:
         return self.retrievers[spec]
 
     def find(self, spec: str, queries: Sequence[Query]) -> dict[Query, Found]:
-        """Searches a corpus for all queries in one batch, equal ones once."""
+        """Searches a corpus for all queries in one batch, equal ones once; what one leaves out no reranker sees."""
         unique = list(dict.fromkeys(queries))
         retriever = self.retriever(spec)
         corpus = self.corpora[spec]
         wanted = max(self.search.k, self.reranker.depth(self.search.k))
         if any(query.gold is not None for query in unique):
             wanted = max(wanted, DEPTH)
+        depth = max(wanted, self.more)
+        spare = max((len(corpus.by_document.get(query.without or "", ())) for query in unique), default=0)
         with clock(self.seconds, "retrieval"):
-            retrieved = retriever.search(unique, min(max(wanted, self.more), len(corpus.chunks)))
+            retrieved = retriever.search(unique, min(depth + spare, len(corpus.chunks)))
+        if spare:
+            kept = depth if self.search.retriever != "full" else None
+            retrieved = [_without(query, hits)[:kept] for query, hits in zip(unique, retrieved, strict=True)]
         hits = self._reranked(retriever, unique, retrieved)
         more: Sequence[Hits] = [found[: self.more] for found in hits]
         if self.more > wanted:
@@ -333,6 +338,12 @@ class Library:
         """What a result says of the reranker: the stage's arguments, and the model's identity once it is loaded."""
         made_from = {} if self.ranker is None else self.ranker.provenance()
         return {**self.reranker.provenance(), **made_from}
+
+
+def _without(query: Query, hits: Hits) -> Hits:
+    """The hits but those of the document that a query leaves out, in ranks of their own."""
+    kept = [hit for hit in hits if (hit.chunk.document_id or hit.chunk.id) != query.without]
+    return tuple(replace(hit, rank=rank) for rank, hit in enumerate(kept, start=1))
 
 
 class clock:

@@ -29,6 +29,7 @@ from lm_eval_kinject.stats.intervals import (
     unpaired_difference,
     wilson,
 )
+from lm_eval_kinject.stats.perplexity import perplexity, relative_increase
 from lm_eval_kinject.stats.power import detectable_paired, detectable_unpaired
 from lm_eval_kinject.stats.significance import fisher, holm, mcnemar, t_test
 
@@ -48,6 +49,8 @@ __all__ = [
     "holm",
     "detectable_paired",
     "detectable_unpaired",
+    "perplexity",
+    "relative_increase",
     "best_k",
     "cross_fitted",
     "CrossFitted",

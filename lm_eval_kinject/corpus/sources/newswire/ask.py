@@ -60,7 +60,7 @@ class Examiner:
         seed: fixes options, wording and the places of the right answers.
     """
 
-    def __init__(self, events: Sequence[Event], seed: int) -> None:
+    def __init__(self, events: Sequence[Event], seed: int | str) -> None:
         self._rng = random.Random(f"examiner:{seed}")
         self._same_slot: Mapping[tuple[str, str], list[str]] = _values_by_slot(events)
         self._places: list[int] = []

@@ -86,6 +86,7 @@ class Edition:
     dev: Sequence[Row]
     multihop_test: Sequence[Row] = ()
     multihop_dev: Sequence[Row] = ()
+    months: tuple[str, ...] = ()  # ``YYYY-MM`` of dated news, whose rows have a date (`months`)
 
     def tables(self) -> Mapping[str, Sequence[Row]]:
         """File path within the edition's folder → its rows."""
@@ -121,7 +122,21 @@ def make_edition(
     """
     size = size or EditionSize()
     world = World(seed=seed, kinds=kinds or load_kinds(edition=edition), size=size.events)
-    rng = random.Random(f"edition:{seed}")
+    single = drawn(world, size, str(seed))
+    if world.edition < FIRST_EDITION:
+        return single
+    return _with_consequences(single, world, {row["id"] for row in single.chunks if row["role"] != "background"})
+
+
+def drawn(world: World, size: EditionSize, stream: str) -> Edition:
+    """The tables of a world's own events, consequences left out.
+
+    Args:
+        world: of ``size.events`` events.
+        size: how much of what.
+        stream: names the random streams of all that is drawn beside the events.
+    """
+    rng = random.Random(f"edition:{stream}")
     shuffled = list(world.events)
     rng.shuffle(shuffled)
     sources = sorted(shuffled[: size.sources], key=lambda e: e.id)
@@ -129,19 +144,18 @@ def make_edition(
     role = {e.id: "source" for e in sources} | {e.id: "few-shot" for e in few_shot}
     tuned = sorted(rng.sample(sources, size.validation_sources), key=lambda e: e.id)
     first_validation = 1 + size.paraphrases
-    examiner = Examiner(_rivals(sources, world.events), seed)
-    single = Edition(
+    examiner = Examiner(_rivals(sources, world.events), stream)
+    return Edition(
         edition=world.edition,
-        seed=seed,
+        seed=world.seed,
         size=size,
         events=world.events,
         chunks=[_chunk(e, role.get(e.id, "background")) for e in world.events],
         paraphrases=_paraphrases(sources, 1, first_validation),
         validation=_paraphrases(tuned, first_validation, first_validation + size.validation_paraphrases),
         test=_questions(examiner, sources, size.questions_per_source, rng),
-        dev=_questions(Examiner(world.events, seed), few_shot, size.questions_per_source, rng),
+        dev=_questions(Examiner(world.events, stream), few_shot, size.questions_per_source, rng),
     )
-    return single if world.edition < FIRST_EDITION else _with_consequences(single, world, role.keys())
 
 
 def _with_consequences(edition: Edition, world: World, taken: Collection[str]) -> Edition:
@@ -317,8 +331,9 @@ def bundle_edition(edition: Edition, folder: Path) -> tuple[str, ...]:
 
 
 def revision_of(edition: Edition) -> str:
-    """What results call the bundled corpus of an edition: ``newswire-2042``, ``newswire2-2042``."""
-    return f"newswire{edition.edition if edition.edition > 1 else ''}-{edition.seed}"
+    """What results call an edition: ``newswire-2042``, ``newswire2-2042``, ``newswire-7-2026-01-to-2026-06``."""
+    months = f"-{edition.months[0]}-to-{edition.months[-1]}" if edition.months else ""
+    return f"newswire{edition.edition if edition.edition > 1 else ''}-{edition.seed}{months}"
 
 
 def _write_files(edition: Edition, files: Mapping[str, str], folder: Path) -> None:
@@ -384,19 +399,28 @@ def card(edition: Edition) -> str:
     """The data set's card, in the Hub's form."""
     size = edition.size
     first = edition.edition == 1
+    title = f"edition {edition.seed}" if first else f"edition {edition.edition}, seed {edition.seed}"
+    option = "" if first else f" --edition {edition.edition}"
+    if edition.months:
+        title = f"seed {edition.seed}, {edition.months[0]} to {edition.months[-1]}"
+        option = f" --months {len(edition.months)} --from {edition.months[0]}"
     multihop = (
         f"| `../data/multihop_test.parquet` | {len(edition.multihop_test):,} | "
         "questions that take two chunks: an event's and one of what follows from it |\n"
         f"| `../data/multihop_dev.parquet` | {len(edition.multihop_dev):,} | such questions for few-shot examples |\n"
     )
-    return (
+    dated = (
+        "\nEvery row has its `date`. What the news is about, its names and its wording change from month to month; no\n"
+        "event comes twice, and all months have as many events and questions.\n"
+    )
+    told = (
         (Path(__file__).parent / "card.md")
         .read_text(encoding="utf-8")
         .format(
-            title=f"edition {edition.seed}" if first else f"edition {edition.edition}, seed {edition.seed}",
+            title=title,
             seed=edition.seed,
-            events=size.events,
-            option="" if first else f" --edition {edition.edition}",
+            events=len(edition.events),
+            option=option,
             multihop="" if edition.edition < FIRST_EDITION else multihop,
             chunks=len(edition.chunks),
             paraphrases=len(edition.paraphrases),
@@ -408,3 +432,4 @@ def card(edition: Edition) -> str:
             dev=len(edition.dev),
         )
     )
+    return told + dated if edition.months else told

@@ -32,6 +32,7 @@ __all__ = [
     "learnt_from_texts",
     "learnt_guesses",
     "mean_overlap",
+    "new_words",
     "wordings_by_chunk",
 ]
 
@@ -56,6 +57,19 @@ def mean_overlap(wordings: Sequence[Sequence[str]], n: int) -> float:
     """Mean Jaccard similarity of the n-gram sets of all pairs of wordings of one chunk."""
     pairs = itertools.combinations([set(_ngrams(words, n)) for words in wordings], 2)
     return statistics.mean(len(a & b) / len(a | b) for a, b in pairs)
+
+
+def new_words(known: Iterable[str], texts: Iterable[str]) -> float:
+    """Share of the running words of texts that none of the known texts has, between 0 and 1: how far language drifted.
+
+    Raises:
+        ValueError: the texts have no words.
+    """
+    vocabulary = {word for text in known for word in _words(text)}
+    found = [word not in vocabulary for text in texts for word in _words(text)]
+    if not found:
+        raise ValueError("the texts have no words")
+    return sum(found) / len(found)
 
 
 def guessers(questions: Sequence[Row], chunks: Sequence[Row]) -> dict[str, float]:

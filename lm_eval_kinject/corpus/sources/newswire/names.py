@@ -16,6 +16,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from lm_eval_kinject.errors import CorpusError
+
 Realm = Literal["public", "reader"]
 REALMS: tuple[Realm, ...] = ("public", "reader")
 
@@ -56,6 +58,9 @@ _COMPANY_END = (
 ).split(",")
 
 
+_DRAWS_PER_NAME = 50  # until a realm's names are given up as used up: they are drawn with repetitions
+
+
 def realm_of(name: str) -> Realm:
     """The realm that a composed name belongs to, decided by the name's text alone."""
     return REALMS[hashlib.sha256(name.encode()).digest()[0] & 1]
@@ -75,11 +80,17 @@ def in_realm(draw: Callable[[], str], realm: Realm) -> str:
 
 
 def _unique(count: int, draw: Callable[[], str], realm: Realm) -> list[str]:
-    """``count`` different names of a realm, in the order in which they were drawn."""
+    """``count`` different names of a realm, in the order in which they were drawn: more of them begin alike.
+
+    Raises:
+        CorpusError: there aren't that many.
+    """
     names: dict[str, None] = {}
-    while len(names) < count:
+    for _ in range(_DRAWS_PER_NAME * count + 1000):
+        if len(names) == count:
+            return list(names)
         names.setdefault(in_realm(draw, realm))
-    return list(names)
+    raise CorpusError(f"there are no {count} different names of one sort; ask for fewer events or months")
 
 
 def people(rng: random.Random, count: int, realm: Realm) -> list[str]:

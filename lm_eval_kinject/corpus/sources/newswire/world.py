@@ -3,14 +3,14 @@
 People, towns and companies come from pools much smaller than the number of mentions, so that each recurs in several
 events and a retriever has to match the event, not the name. The pools grow with the world's size, and an event may not
 have the name of an earlier one: two worlds of one seed and different sizes are different worlds, though every event has
-a random stream of its own.
+a random stream of its own. An `Era` makes a world one of several in a row, whose names come and go.
 """
 
 from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,7 +31,7 @@ from lm_eval_kinject.corpus.sources.newswire.kind import (
 )
 from lm_eval_kinject.errors import CorpusError
 
-_MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = "January February March April May June July August September October November December".split()
 _WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 _MENTIONS_PER_PERSON = 5  # a name recurs about this often over a world
 _EVENTS_PER_TOWN = 8
@@ -52,6 +52,30 @@ class Event:
         """The event's full name."""
         return self.kind.name.format(**self.values)
 
+    @property
+    def anchor(self) -> tuple[str, ...]:
+        """What singles it out among the events of a world: its kind, and the values of the kind's anchor."""
+        return (self.kind.kind, *(self.values[slot] for slot in self.kind.anchor))
+
+
+@dataclass(frozen=True)
+class Era:
+    """The stretch of time that a world's events are of, and what went before it.
+
+    Attributes:
+        name: part of the events' ids and of their random streams; empty: there is no other era.
+        first: its first day.
+        days: how many days it has.
+        turnover: how much of the pools of names has been replaced before it: 1.5 is a pool and a half.
+        taken: anchors of earlier events, which none of its own may have.
+    """
+
+    name: str = ""
+    first: datetime.date = datetime.date(2042, 1, 1)
+    days: int = 365
+    turnover: float = 0.0
+    taken: frozenset[tuple[str, ...]] = frozenset()
+
 
 @dataclass(frozen=True)
 class World:
@@ -64,6 +88,7 @@ class World:
     kinds: Sequence[Kind]
     size: int
     realm: names.Realm = "public"
+    era: Era = Era()
 
     @property
     def edition(self) -> int:
@@ -72,8 +97,9 @@ class World:
 
     @property
     def name(self) -> str:
-        """What the identifiers of its events begin with: ``nw2042``, or ``nw2042e2`` in edition 2."""
-        return f"nw{self.seed}" + (f"e{self.edition}" if self.edition > 1 else "")
+        """What its events' ids begin with: ``nw2042``, in edition 2 ``nw2042e2``, of an era ``nw2042-2026-03``."""
+        edition = f"e{self.edition}" if self.edition > 1 else ""
+        return f"nw{self.seed}{edition}" + (f"-{self.era.name}" if self.era.name else "")
 
     def rng(self, *purpose: object) -> random.Random:
         """The random stream of one purpose."""
@@ -83,37 +109,42 @@ class World:
     @cached_property
     def people(self) -> list[str]:
         """The pool of people."""
-        return names.people(self.rng("people"), max(40, 3 * self.size // _MENTIONS_PER_PERSON), self.realm)
+        return self._pool("people", names.people, max(40, 3 * self.size // _MENTIONS_PER_PERSON))
 
     @cached_property
     def towns(self) -> list[str]:
         """The pool of towns."""
-        return names.towns(self.rng("towns"), min(1500, max(24, self.size // _EVENTS_PER_TOWN)), self.realm)
+        return self._pool("towns", names.towns, min(1500, max(24, self.size // _EVENTS_PER_TOWN)))
 
     @cached_property
     def companies(self) -> list[str]:
         """The pool of companies."""
-        return names.companies(self.rng("companies"), min(300, max(24, self.size // _EVENTS_PER_COMPANY)), self.realm)
+        return self._pool("companies", names.companies, min(300, max(24, self.size // _EVENTS_PER_COMPANY)))
+
+    def _pool(self, purpose: str, draw: Callable[[random.Random, int, names.Realm], list[str]], size: int) -> list[str]:
+        """``size`` names; those drawn first have left where the era says so."""
+        gone = round(size * self.era.turnover)
+        return draw(self.rng(purpose), gone + size, self.realm)[gone:]
 
     @cached_property
     def events(self) -> list[Event]:
         """``size`` events, kinds in turn, no two of a kind with the same anchor."""
         events: list[Event] = []
-        taken: set[tuple[str, ...]] = set()
+        taken = set(self.era.taken)
+        stream = ("event", self.era.name) if self.era.name else ("event",)
         for number in range(self.size):
             kind = self.kinds[number % len(self.kinds)]
-            rng = self.rng("event", number)
+            rng = self.rng(*stream, number)
             for _ in range(_TRIES):
-                values = self.draw_values(kind, rng)
-                anchor = (kind.kind, *(values[slot] for slot in kind.anchor))
-                if anchor not in taken:
+                event = Event(f"{self.name}-{number:05d}", kind, self.draw_values(kind, rng))
+                if event.anchor not in taken:
                     break
             else:
                 raise CorpusError(
                     f"kind {kind.kind!r} has no name left for event {number} of {self.size}; ask for fewer events"
                 )
-            taken.add(anchor)
-            events.append(Event(f"{self.name}-{number:05d}", kind, values))
+            taken.add(event.anchor)
+            events.append(event)
         return events
 
     def draw_values(
@@ -148,8 +179,8 @@ class World:
             case CompanySlot():
                 return rng.choice(self.companies)
             case DateSlot():
-                day = datetime.date(2042, 1, 1) + datetime.timedelta(days=rng.randrange(365))
-                return f"{day.day} {_MONTHS[day.month - 1]}"
+                day = self.era.first + datetime.timedelta(days=rng.randrange(self.era.days))
+                return f"{day.day} {MONTHS[day.month - 1]}"
             case WeekdaySlot():
                 return rng.choice(_WEEKDAYS)
             case NumberSlot():
