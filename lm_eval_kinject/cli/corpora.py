@@ -21,6 +21,7 @@ corpus_app = group(
 
 CorpusOption = Annotated[str, typer.Option("--corpus", help="a bundled name, folder, file or Hub dataset id")]
 RetrieverOption = Annotated[str, typer.Option("--retriever", help="minilm, bge, e5, bm25, … or an encoder's id")]
+BackendOption = Annotated[str, typer.Option("--backend", help="torch, or openvino (faster on a processor)")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, or bfloat16 (faster, hits may move)")]
 
 
@@ -31,13 +32,15 @@ def retrieve(
     retriever: RetrieverOption = "minilm",
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="how many chunks")] = 3,
     dtype: DtypeOption = "float32",
+    backend: BackendOption = "torch",
 ) -> None:
     """Show the chunks that a retriever finds for a question, with their scores."""
     from lm_eval_kinject.corpus import load_corpus
     from lm_eval_kinject.records import Query
     from lm_eval_kinject.retrieval import make_retriever
 
-    found = make_retriever(retriever, load_corpus(corpus), dtype=_dtype(dtype)).search([Query(question)], k)[0]
+    searcher = make_retriever(retriever, load_corpus(corpus), dtype=_dtype(dtype), backend=_backend(backend))
+    found = searcher.search([Query(question)], k)[0]
     for hit in found:
         console.print(f"[bold]{hit.rank}. {escape(hit.chunk.id)}[/]  score {hit.score:.4f}", highlight=False)
         console.print(hit.chunk.text + "\n", markup=False, highlight=False)
@@ -49,13 +52,14 @@ def index_build(
     retriever: RetrieverOption = "minilm",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="folder; default: the cache")] = None,
     dtype: DtypeOption = "float32",
+    backend: BackendOption = "torch",
 ) -> None:
     """Build the index of a corpus, or say that it is there; a killed build goes on where it stopped."""
     from lm_eval_kinject.corpus import load_corpus
     from lm_eval_kinject.retrieval import make_index
 
     texts = load_corpus(corpus)
-    built = make_index(retriever, texts, path=out, dtype=_dtype(dtype))
+    built = make_index(retriever, texts, path=out, dtype=_dtype(dtype), backend=_backend(backend))
     print(f"{len(texts)} chunks of {texts.name}, {built.vectors.shape[1]} dimensions: {built.path or 'in memory only'}")
 
 
@@ -88,6 +92,14 @@ def index_verify(path: Annotated[Path, typer.Argument(help="an index folder")]) 
     problems = verify_index(path)
     print("\n".join(problems) if problems else "the index is whole")
     raise typer.Exit(int(bool(problems)))
+
+
+def _backend(name: str) -> Literal["torch", "openvino"]:
+    if name == "torch":
+        return "torch"
+    if name == "openvino":
+        return "openvino"
+    raise KinjectError(f"--backend {name!r} is neither torch nor openvino")
 
 
 def _dtype(name: str) -> Literal["float32", "bfloat16"]:

@@ -25,13 +25,13 @@ from typing import Any
 
 from lm_eval_kinject.corpus.chunk import Chunker, Chunking
 from lm_eval_kinject.corpus.corpus import described
+from lm_eval_kinject.corpus.mapped import row_of
 from lm_eval_kinject.corpus.sources.files import CORPUS_KIND, Files, Source, read_manifest, read_path
 from lm_eval_kinject.corpus.sources.left_out import LeftOut
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.log import log
 from lm_eval_kinject.provenance import (
     atomic_write,
-    canonical_bytes,
     fingerprint,
     fingerprint_file,
     fingerprint_records,
@@ -273,7 +273,7 @@ def _write_part(
     path = building / _part_name(state.parts)
     with atomic_write(path) as handle, pq.ParquetWriter(handle, schema, compression="zstd") as writer:
         for start in range(0, len(chunks), PART):  # a document of a hundred megabytes makes a part of its own
-            rows = [_row(chunk) for chunk in chunks[start : start + PART]]
+            rows = [row_of(chunk) for chunk in chunks[start : start + PART]]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     state.parts += 1
     state.chunks += len(chunks)
@@ -281,11 +281,6 @@ def _write_part(
     state.cutting = dict(chunker.counts)
     note = {"state": asdict(state), "sha256": fingerprint_file(path)}
     write_json(building / "notes" / f"{state.parts - 1:05}.json", note)
-
-
-def _row(chunk: Chunk) -> dict[str, Any]:
-    said = {"id": chunk.id, "text": chunk.text, "title": chunk.title, "document_id": chunk.document_id}
-    return {**said, "position": chunk.position, "date": chunk.date, "meta": canonical_bytes(chunk.meta).decode("utf-8")}
 
 
 def _finish(

@@ -4,7 +4,8 @@ What it is for: :func:`load_corpus` turns one word (a bundled name, a path, a Hu
 :class:`Corpus` that has been checked: not empty, ids unique, texts present. What it does not do: embed or search.
 
 The one idea: chunks are the unit of everything after this room (hits, gold chunks, indexes), so their ids and texts,
-in order, *are* the corpus; its fingerprint is theirs, wherever it was read from.
+in order, *are* the corpus; its fingerprint is theirs, wherever it was read from. Of a large corpus they lie on disk
+(``mapped.py``) and are made when they are asked for.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lm_eval_kinject.corpus.chunk import CHUNK_WORDS, Chunker, Chunking
+from lm_eval_kinject.corpus.mapped import Keeper, MappedChunks
 from lm_eval_kinject.corpus.sources.files import SUFFIXES, Source, read_card, read_path
 from lm_eval_kinject.corpus.sources.realtimeqa import read_realtimeqa
 from lm_eval_kinject.errors import CorpusError
@@ -29,6 +31,9 @@ from lm_eval_kinject.provenance import fingerprint_records
 from lm_eval_kinject.records import Chunk, Document
 
 __all__ = ["Corpus", "bundled_corpora", "described", "find_source", "load_corpus", "make_corpus"]
+
+_Place = TypeVar("_Place")
+_Found = TypeVar("_Found")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _HUB_PATTERNS = (
@@ -44,7 +49,7 @@ class Corpus:
 
     Attributes:
         name: short name for people and results; never a path.
-        chunks: in corpus order; ids unique, texts not empty.
+        chunks: in corpus order; ids unique, texts not empty. A tuple, or of a large corpus a sequence that makes them.
         fingerprint: SHA-256 of the chunks, in order: what an index must match.
         source: one phrase saying where they come from; path-free.
         revision: of the source, where it has one (a Hub commit, an edition).
@@ -54,7 +59,7 @@ class Corpus:
     """
 
     name: str
-    chunks: tuple[Chunk, ...]
+    chunks: Sequence[Chunk]
     fingerprint: str
     source: str
     revision: str | None = None
@@ -66,17 +71,28 @@ class Corpus:
         return len(self.chunks)
 
     @cached_property
+    def ids(self) -> Sequence[str]:
+        """The chunks' ids, in order."""
+        return self.chunks.ids() if isinstance(self.chunks, MappedChunks) else [chunk.id for chunk in self.chunks]
+
+    @cached_property
+    def rows(self) -> Mapping[str, int]:
+        """Each chunk's row, by its id."""
+        return {id_: row for row, id_ in enumerate(self.ids)}
+
+    @cached_property
     def by_id(self) -> Mapping[str, Chunk]:
         """Chunks by their ids."""
-        return {chunk.id: chunk for chunk in self.chunks}
+        return _Looked(self.rows, self.chunks.__getitem__)
 
     @cached_property
     def by_document(self) -> Mapping[str, tuple[Chunk, ...]]:
         """The chunks of each document in their order there; one that names no document stands under its own id."""
-        found: dict[str, list[Chunk]] = {}
-        for chunk in self.chunks:
-            found.setdefault(chunk.document_id or chunk.id, []).append(chunk)
-        return {name: tuple(sorted(chunks, key=lambda chunk: chunk.position)) for name, chunks in found.items()}
+        found: dict[str, list[tuple[int, int]]] = {}
+        for row, chunk in enumerate(self.chunks):
+            found.setdefault(chunk.document_id or chunk.id, []).append((chunk.position, row))
+        ordered = {name: [row for _, row in sorted(places)] for name, places in found.items()}
+        return _Looked(ordered, lambda rows: tuple(self.chunks[row] for row in rows))
 
     def provenance(self) -> dict[str, Any]:
         """What a result says of its corpus: plain and path-free."""
@@ -90,6 +106,26 @@ class Corpus:
             "chunking": dict(self.chunking),
             "counts": dict(self.counts),
         }
+
+
+class _Looked(Mapping[str, _Found]):
+    """What is found at the place of each name, when it is asked for."""
+
+    def __init__(self, places: Mapping[str, _Place], found: Callable[[_Place], _Found]) -> None:
+        self._places: Mapping[str, Any] = places
+        self._found: Callable[[Any], _Found] = found
+
+    def __getitem__(self, name: str) -> _Found:
+        return self._found(self._places[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def load_corpus(
@@ -159,28 +195,25 @@ def make_corpus(
     chunking: Chunking | None = None,
 ) -> Corpus:
     """Cuts a source's documents, checks the chunks and names them; see :func:`load_corpus` for the arguments."""
-    chunks: list[Chunk] = []
     chunker = Chunker(chunking or Chunking(words, overlap))
-    for item in source.items:
-        if isinstance(item, Document):
-            chunks += chunker(item)
-        else:
-            chunks.append(item)
-    _check(name, chunks)
-    found = fingerprint_records(chunks)
+    keeper = Keeper(name)
+    empty: list[str] = []
+    found = fingerprint_records(keeper.keeping(_cut(source, chunker, empty)))
+    made = Corpus(name, keeper.kept(), found, source.description, source.revision, source.licence)
+    _check(made, empty)
     if source.built is not None and source.built["fingerprint"] != found:
         raise CorpusError(f"The corpus {name} is not what its manifest.json says, so it was damaged: build it again.")
     how, counts = described(chunker, source)
-    return Corpus(
-        name=name,
-        chunks=tuple(chunks),
-        fingerprint=found,
-        source=source.description,
-        revision=source.revision,
-        licence=source.licence,
-        chunking=how,
-        counts=counts,
-    )
+    return replace(made, chunking=how, counts=counts)
+
+
+def _cut(source: Source, chunker: Chunker, empty: list[str]) -> Iterator[Chunk]:
+    """The chunks of a source; the ids of those without a text go to ``empty``."""
+    for item in source.items:
+        for chunk in chunker(item) if isinstance(item, Document) else (item,):
+            if not chunk.text.strip():
+                empty.append(chunk.id)
+            yield chunk
 
 
 def described(chunker: Chunker, source: Source) -> tuple[dict[str, Any], dict[str, int]]:
@@ -194,17 +227,17 @@ def described(chunker: Chunker, source: Source) -> tuple[dict[str, Any], dict[st
     return how, {**counts, **read, **(source.counts or {})}
 
 
-def _check(name: str, chunks: Sequence[Chunk]) -> None:
-    if not chunks:
+def _check(corpus: Corpus, empty: Sequence[str]) -> None:
+    name = corpus.name
+    if not corpus.chunks:
         raise CorpusError(f"The corpus {name} is empty: it has no text.")
-    empty = [chunk.id for chunk in chunks if not chunk.text.strip()]
     if empty:
         raise CorpusError(
             f"The corpus {name} has chunks with empty texts: {_some(empty)}. Give them text or remove them."
         )
-    if len({chunk.id for chunk in chunks}) == len(chunks):
+    if len(set(corpus.ids)) == len(corpus):
         return
-    twice = [chunk_id for chunk_id, count in Counter(chunk.id for chunk in chunks).items() if count > 1]
+    twice = [chunk_id for chunk_id, count in Counter(corpus.ids).items() if count > 1]
     raise CorpusError(f"The corpus {name} has duplicate ids: {_some(twice)}. Ids must be unique across its files.")
 
 

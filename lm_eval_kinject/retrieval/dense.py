@@ -50,7 +50,6 @@ class DenseRetriever:
         self.index = index
         self._ranks = id_ranks(corpus)
         self._known: dict[str, Vectors] = {}
-        self._rows: dict[str, int] | None = None
         self._longest = float(np.sqrt(np.max(np.einsum("ij,ij->i", index.vectors, index.vectors))))
 
     @property
@@ -91,10 +90,8 @@ class DenseRetriever:
         very vectors that are searched.
         """
         self._embed([query.text])
-        if self._rows is None:
-            self._rows = {chunk.id: row for row, chunk in enumerate(self.corpus.chunks)}
         asked = self._known[query.text].astype(np.float64)
-        found = self.index.vectors[[self._rows[chunk.id] for chunk in chunks]].astype(np.float64)
+        found = self.index.vectors[[self.corpus.rows[chunk.id] for chunk in chunks]].astype(np.float64)
         if self.encoder.settings.get("similarity") == "cosine":
             return asked, found
         return _unit(asked), _unit(found)

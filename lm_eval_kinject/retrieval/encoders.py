@@ -30,12 +30,24 @@ from lm_eval_kinject.log import log
 from lm_eval_kinject.provenance import fingerprint_folder
 from lm_eval_kinject.records import Chunk
 
-__all__ = ["KNOWN", "Encoder", "EncoderSpec", "Vectors", "first_line", "load_encoder", "offline_advice", "quiet"]
+__all__ = [
+    "KNOWN",
+    "Backend",
+    "Encoder",
+    "EncoderSpec",
+    "Vectors",
+    "first_line",
+    "load_encoder",
+    "offline_advice",
+    "quiet",
+]
 
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
+Backend: TypeAlias = Literal["torch", "openvino"]
 _INSTRUCTION = "Represent this sentence for searching relevant passages: "
-_TOKENS_A_BATCH = {"cpu": 8192}
+_TOKENS_A_BATCH = {"cpu": 2048}  # what lies in a processor's cache: a sixth faster than 8192
 _TOKENS_A_BATCH_ELSEWHERE = 65536
 
 
@@ -56,6 +68,7 @@ class EncoderSpec:
         title: read a passage as ``title [SEP] text``.
         max_tokens: tokens read of a text, special ones included; the rest is cut off and counted.
         dpr: the two models are DPR's classes.
+        static: the model is distilled into a table of its word pieces (``static.py``).
     """
 
     query_model: str
@@ -69,11 +82,13 @@ class EncoderSpec:
     title: bool = False
     max_tokens: int = 512
     dpr: bool = False
+    static: bool = False
 
 
 # Prefix, pooling and similarity: each model's card and paper. Revisions: the commits that mteb lists, where it does.
 KNOWN: dict[str, EncoderSpec] = {
     "minilm": EncoderSpec("package", max_tokens=256),
+    "static": EncoderSpec("package", static=True),
     "bge": EncoderSpec(
         "BAAI/bge-large-en-v1.5",
         "d4aa6901d3a41ba39fb536a557fa166f842b0e09",
@@ -184,7 +199,8 @@ def load_encoder(
     spec: EncoderSpec | None,
     model: str | None = None,
     revision: str | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
+    backend: Backend = "torch",
     device: str | None = None,
 ) -> Encoder:
     """Loads an encoder.
@@ -196,6 +212,7 @@ def load_encoder(
             subfolders ``query`` and ``passage``.
         revision: commit, tag or branch of a Hub id; for a pair of models ``QUERY:PASSAGE``.
         dtype: of the forward pass; vectors come out as float32 either way.
+        backend: what runs a known model; OpenVINO, on the processor whatever ``device`` says.
         device: torch device; default: ``cuda`` where there is one, else ``cpu``.
 
     Raises:
@@ -206,22 +223,34 @@ def load_encoder(
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if spec is None:
         return _SentenceTransformer(name, _locate(name, model or name, revision), dtype, where)
-    return _Known(name, spec, model, revision, dtype, where)
+    if spec.static:
+        from lm_eval_kinject.retrieval.static import Static
+
+        teacher = _locate(name, model or spec.query_model, revision)
+        return Static(name, teacher.path, teacher.identity)
+    return _Known(name, spec, model, revision, dtype, backend, "cpu" if backend == "openvino" else where)
 
 
 class _Known:
     """A model of the table: the bare transformer, with the table's prefix, pooling and length."""
 
     def __init__(
-        self, name: str, spec: EncoderSpec, model: str | None, revision: str | None, dtype: str, device: str
+        self,
+        name: str,
+        spec: EncoderSpec,
+        model: str | None,
+        revision: str | None,
+        dtype: Dtype,
+        backend: Backend,
+        device: str,
     ) -> None:
         self.spec = spec
         self.device = device
         self.queries_cut = 0
         query, passage = _both(name, spec, model, revision)
-        self._query = _Tower(name, query, spec, dtype, device, "query")
+        self._query = _Tower(name, query, spec, dtype, backend, device, "query")
         shared = passage.identity == query.identity
-        self._passage = self._query if shared else _Tower(name, passage, spec, dtype, device, "passage")
+        self._passage = self._query if shared else _Tower(name, passage, spec, dtype, backend, device, "passage")
         self.settings = {
             "query_model": query.identity,
             "passage_model": passage.identity,
@@ -232,6 +261,7 @@ class _Known:
             "similarity": "cosine" if spec.unit_length else "dot",
             "max_tokens": self._passage.max_tokens,
             "dtype": dtype,
+            **({} if backend == "torch" else {"backend": backend}),
         }
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
@@ -279,7 +309,8 @@ class _Tower:
         name: str,
         weights: _Weights,
         spec: EncoderSpec,
-        dtype: str,
+        dtype: Dtype,
+        backend: Backend,
         device: str,
         side: Literal["query", "passage"],
     ) -> None:
@@ -288,8 +319,14 @@ class _Tower:
         self._torch = torch
         self.spec = spec
         self.device = device
-        self.tokenizer, self.model = _load(name, weights, spec, getattr(torch, dtype), side)
+        loaded = torch.float32 if backend == "openvino" else getattr(torch, dtype)
+        self.tokenizer, self.model = _load(name, weights, spec, loaded, side)
         self.model.to(device).eval()
+        if backend == "openvino":
+            from lm_eval_kinject.retrieval.compiled import Compiled
+
+            output = "pooler_output" if spec.pooling == "pooler" else "last_hidden_state"
+            self.model = Compiled(name, self.model, output, dtype)
         positions = getattr(self.model.config, "max_position_embeddings", None) or spec.max_tokens
         self.max_tokens = min(spec.max_tokens, self.tokenizer.model_max_length, positions)
 
@@ -415,7 +452,7 @@ def quiet() -> Iterator[None]:
 class _SentenceTransformer:
     """Any other model, as its own configuration says: modules, prompts, length, similarity."""
 
-    def __init__(self, name: str, weights: _Weights, dtype: str, device: str) -> None:
+    def __init__(self, name: str, weights: _Weights, dtype: Dtype, device: str) -> None:
         import torch
         from sentence_transformers import SentenceTransformer
 

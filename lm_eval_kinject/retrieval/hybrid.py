@@ -47,8 +47,7 @@ class Hybrid:
         self.corpus: Corpus = dense.corpus
         self.dense = dense
         self.sparse = sparse
-        order = id_ranks(self.corpus)
-        self._places = {chunk.id: (int(order[row]), row) for row, chunk in enumerate(self.corpus.chunks)}
+        self._order = id_ranks(self.corpus)
 
     @property
     def fingerprint(self) -> str:
@@ -77,8 +76,9 @@ class Hybrid:
 
     def _fused(self, dense: dict[str, int], sparse: dict[str, int], k: int) -> Hits:
         scores = {id_: _score(dense.get(id_), sparse.get(id_)) for id_ in dense.keys() | sparse.keys()}
-        best = sorted(scores, key=lambda id_: (-scores[id_], self._places[id_][0]))[:k]
-        return hits_of(self.corpus, [self._places[id_][1] for id_ in best], [scores[id_] for id_ in best])
+        rows = self.corpus.rows
+        best = sorted(scores, key=lambda id_: (-scores[id_], self._order[rows[id_]]))[:k]
+        return hits_of(self.corpus, [rows[id_] for id_ in best], [scores[id_] for id_ in best])
 
 
 def _fusion() -> dict[str, Any]:

@@ -16,6 +16,7 @@ three states only: absent, whole, or damaged, and the last is named, never used.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -216,11 +218,11 @@ class _Plan:
 
     @classmethod
     def of(cls, corpus: Corpus, encoder: Encoder) -> _Plan:
-        place: dict[str, int] = {}
+        place: dict[bytes, int] = {}  # by digests: the texts of a million chunks are not to be held here
         rows: list[int] = []
         vector_of = []
         for row, chunk in enumerate(corpus.chunks):
-            text = encoder.reads(chunk)
+            text = hashlib.blake2b(encoder.reads(chunk).encode("utf-8", "surrogatepass"), digest_size=16).digest()
             if text not in place:
                 place[text] = len(rows)
                 rows.append(row)
@@ -241,7 +243,7 @@ def _build(
         plan = _Plan.of(corpus, encoder)
         cut = _embed_shards(corpus, encoder, plan, building / "shards", progress)
         dimension = _assemble(plan, building)
-        write_json(building / "ids.json", [chunk.id for chunk in corpus.chunks])
+        write_json(building / "ids.json", list(corpus.ids))
         manifest = _manifest(corpus, settings, building, dimension, cut)
         manifest["built"] = {
             "environment": environment(),
@@ -305,14 +307,15 @@ def _finished_shard(data: Path, note: Path, rows: int) -> int | None:
 
 def _assemble(plan: _Plan, building: Path) -> int:
     """Writes embeddings.npy, a row a chunk, from the shards; returns the dimension."""
-    shards = [np.load(building / "shards" / f"{n:05}.npy", mmap_mode="r") for n in range(len(plan.shards()))]
-    dimension = int(shards[0].shape[1])
+    # Read and not mapped, and few at a time: pages that were mapped would stay, up to the size of the whole.
+    shard = lru_cache(maxsize=4)(lambda number: np.load(building / "shards" / f"{number:05}.npy"))
+    dimension = int(shard(0).shape[1])
     with atomic_write(building / "embeddings.npy") as handle:
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(plan.vector_of), dimension)}
         np.lib.format.write_array_header_1_0(handle, header)
         for start in range(0, len(plan.vector_of), _SHARD):
             places = plan.vector_of[start : start + _SHARD]
-            block = np.stack([shards[place // _SHARD][place % _SHARD] for place in places])
+            block = np.stack([shard(place // _SHARD)[place % _SHARD] for place in places])
             handle.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
     return dimension
 

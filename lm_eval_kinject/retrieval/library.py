@@ -43,10 +43,10 @@ class Search(Stage):
     name: ClassVar[str] = "retriever"
 
     retriever: str = argument(
-        "`minilm`, `bge`, `bge-large-en`, `e5`, `mxbai`, `contriever`, `dragon`, `dpr`, `bm25`, `hybrid` (ranks of "
-        "minilm and bm25 fused; `hybrid:NAME` of NAME and bm25); any sentence-transformers id or folder; `NAME:PATH` "
-        "for a known model's rules with weights of your own; controls `oracle` (the right chunk), `random`, `full` "
-        "(everything), `none`",
+        "`minilm`, `static` (minilm's word pieces, distilled into a table), `bge`, `bge-large-en`, `e5`, `mxbai`, "
+        "`contriever`, `dragon`, `dpr`, `bm25`, `hybrid` (ranks of minilm and bm25 fused; `hybrid:NAME` of NAME and "
+        "bm25); any sentence-transformers id or folder; `NAME:PATH` for a known model's rules with weights of your "
+        "own; controls `oracle` (the right chunk), `random`, `full` (everything), `none`",
         # lm_eval reads the word none as None
         lambda name, value: "none" if value is None else text(name, value),
         "minilm",
@@ -63,6 +63,9 @@ class Search(Stage):
         "a prebuilt index, a folder or Hub id", optional(text), None, shown="built once into the cache"
     )
     retriever_dtype: str = argument("`float32`, or `bfloat16` where the processor has it", text, "float32")
+    retriever_backend: str = argument(
+        "what runs it on a processor: `torch`, or `openvino` (extra `openvino`), which is faster", text, "torch"
+    )
     retriever_revision: str | None = argument(
         "of the retriever's weights", optional(text), None, shown="the one listed for a known name"
     )
@@ -78,6 +81,7 @@ class Search(Stage):
         return problems + retriever_problems(
             retriever,
             dtype=given.get("retriever_dtype", cls.retriever_dtype),
+            backend=given.get("retriever_backend", cls.retriever_backend),
             index=given.get("index"),
             revision=given.get("retriever_revision"),
         )
@@ -98,6 +102,7 @@ class Search(Stage):
             self.retriever,
             corpus,
             dtype="bfloat16" if self.retriever_dtype == "bfloat16" else "float32",
+            backend="openvino" if self.retriever_backend == "openvino" else "torch",
             index=self.index,
             revision=self.retriever_revision,
             seed=self.retriever_seed,

@@ -10,10 +10,11 @@ that a long run fails in its first second and lists everything at once.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.log import log
 from lm_eval_kinject.retrieval.controls import Full, NoRetrieval, Oracle, Random
 from lm_eval_kinject.retrieval.dense import DenseRetriever
-from lm_eval_kinject.retrieval.encoders import KNOWN, Encoder, EncoderSpec, load_encoder
+from lm_eval_kinject.retrieval.encoders import KNOWN, Backend, Dtype, Encoder, EncoderSpec, load_encoder
 from lm_eval_kinject.retrieval.hybrid import Hybrid
 from lm_eval_kinject.retrieval.index import DenseIndex, Progress, build_index, index_settings, open_index
 from lm_eval_kinject.retrieval.protocol import Retriever
@@ -45,6 +46,7 @@ DEFAULT_SEED = 1234
 _HYBRID = "hybrid"
 _JOINED = "minilm"  # what `hybrid` alone joins with BM25
 _DTYPES = ("float32", "bfloat16")
+_BACKENDS = ("torch", "openvino")
 _SHOW_PROGRESS_FROM = 1024
 
 
@@ -97,6 +99,7 @@ def retriever_problems(
     name: str,
     *,
     dtype: str = "float32",
+    backend: str = "torch",
     index: str | os.PathLike[str] | None = None,
     revision: str | None = None,
 ) -> list[str]:
@@ -120,6 +123,7 @@ def retriever_problems(
         )
     if dtype not in _DTYPES:
         problems.append(f"retriever_dtype={dtype} is unknown: use {' or '.join(_DTYPES)}.")
+    problems += _backend_problems(name, choice, dtype, backend)
     if choice.kind in {"bm25", "control"}:
         if dtype == "bfloat16":
             problems.append(
@@ -138,6 +142,37 @@ def retriever_problems(
     return problems
 
 
+def _backend_problems(name: str, choice: _Choice, dtype: str, backend: str) -> list[str]:
+    """What is wrong with what is to run the model, and packages that it lacks."""
+    if backend not in _BACKENDS:
+        return [f"retriever_backend={backend} is unknown: use {' or '.join(_BACKENDS)}."]
+    problems = []
+    if choice.spec is not None and choice.spec.static:
+        given = [f"retriever_dtype={dtype}"] if dtype == "bfloat16" else []
+        given += [f"retriever_backend={backend}"] if backend != "torch" else []
+        if given:
+            problems.append(
+                f"{' and '.join(given)} has no meaning for retriever={name}, a table that is looked up: leave it out."
+            )
+        problems += _lacking(f"retriever={name}", ("model2vec", "skeletoken"), "static")
+    elif backend == "openvino":
+        if choice.spec is None:
+            names = [known for known, spec in KNOWN.items() if not spec.static]
+            problems.append(
+                f"retriever_backend=openvino has no meaning for retriever={name}: it runs the models whose rules are "
+                f"known. Leave it out, or write NAME or NAME:PATH with one of {', '.join(names)}."
+            )
+        problems += _lacking("retriever_backend=openvino", ("openvino",), "openvino")
+    return problems
+
+
+def _lacking(asked: str, packages: Sequence[str], extra: str) -> list[str]:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if not missing:
+        return []
+    return [f"{asked} needs {', '.join(missing)}, not installed here: run `pip install 'lm-eval-kinject[{extra}]'`."]
+
+
 def _is_local(choice: _Choice) -> bool:
     model = choice.model or (choice.spec.query_model if choice.spec else "")
     return model == "package" or Path(model).expanduser().is_dir()
@@ -151,7 +186,8 @@ def make_retriever(
     name: str,
     corpus: Corpus,
     *,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
+    backend: Backend = "torch",
     index: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     seed: int = DEFAULT_SEED,
@@ -167,6 +203,8 @@ def make_retriever(
             for one of these joined with BM25. What follows is for the part that embeds.
         corpus: what is searched.
         dtype: of the encoder's forward pass. ``bfloat16`` is faster where the processor has it (minilm: twice as fast).
+        backend: what runs a known model on a processor: ``openvino`` (an extra) is twice as fast as torch in float32,
+            and 1.4 times in bfloat16.
         index: a prebuilt index, a folder or Hub dataset ``owner/name[@revision]``; it must match or is refused.
         revision: commit of the model on the Hub; default: the one listed for a known name, else the newest.
         seed: of ``random``.
@@ -179,7 +217,7 @@ def make_retriever(
         RetrievalError: the model can't be reached or loaded.
         IndexStoreError: ``index`` is damaged or of another corpus or model; the disk is full.
     """
-    problems = retriever_problems(name, dtype=dtype, index=index, revision=revision)
+    problems = retriever_problems(name, dtype=dtype, backend=backend, index=index, revision=revision)
     if problems:
         raise ArgumentError(problems, "the retriever's arguments")
     choice = _choose(name)
@@ -188,7 +226,9 @@ def make_retriever(
     if choice.kind == "bm25":
         return BM25(corpus)
     asked, name = name, choice.joined or name
-    encoder = load_encoder(name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, device=device)
+    encoder = load_encoder(
+        name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, backend=backend, device=device
+    )
     if index is not None:
         opened = open_index(_index_folder(os.fspath(index)), index_settings(corpus, encoder))
     else:
@@ -227,7 +267,8 @@ def make_index(
     corpus: Corpus,
     *,
     path: str | os.PathLike[str] | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
+    backend: Backend = "torch",
     revision: str | None = None,
     device: str | None = None,
     progress: Progress | None = None,
@@ -242,14 +283,16 @@ def make_index(
         RetrievalError: the model can't be reached or loaded.
         IndexStoreError: the disk is full, or ``path`` holds something else.
     """
-    problems = list(retriever_problems(name, dtype=dtype, index=None, revision=revision))
+    problems = list(retriever_problems(name, dtype=dtype, backend=backend, index=None, revision=revision))
     choice = _choose(name)
     if not problems and choice.kind not in {"dense", "hybrid"}:
         problems.append(f"{name} searches without an index on disk; name an encoder, such as minilm")
     if problems:
         raise ArgumentError(problems, "the index's arguments")
     name = choice.joined or name  # a hybrid's index is that of the part that embeds
-    encoder = load_encoder(name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, device=device)
+    encoder = load_encoder(
+        name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, backend=backend, device=device
+    )
     with _bar(corpus, progress) as show:
         return build_index(corpus, encoder, path=path, progress=show)
 

@@ -70,7 +70,7 @@ def check_k(k: int, corpus: Corpus) -> None:
 
 def id_ranks(corpus: Corpus) -> npt.NDArray[np.int64]:
     """Each chunk's place, from 0, in the order of ids: what ties are broken by. Shape (chunks,)."""
-    order = sorted(range(len(corpus)), key=lambda row: corpus.chunks[row].id)
+    order = sorted(range(len(corpus)), key=corpus.ids.__getitem__)
     ranks = np.empty(len(corpus), dtype=np.int64)
     ranks[order] = np.arange(len(corpus))
     return ranks

@@ -17,7 +17,7 @@ from lm_eval_kinject.retrieval import Hits, Retriever, make_retriever
 
 NAMES = (
     *("minilm", "bge", "bge-large-en", "e5", "mxbai", "contriever", "dragon", "dpr", "sentence-transformers"),
-    *("bm25", "hybrid", "hybrid of bge", "oracle", "random", "full", "none"),
+    *("static", "bm25", "hybrid", "hybrid of bge", "oracle", "random", "full", "none"),
 )
 ANY_K = {"full", "none"}
 CORPUS = tiny_corpus()
@@ -48,6 +48,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     bert = make_bert(root / "bert")
     pairs = {"dragon": make_pair(root / "dragon", dpr=False), "dpr": make_pair(root / "dpr", dpr=True)}
     known = {kind: f"{kind}:{pairs.get(kind, bert)}" for kind in NAMES[1:8]}
+    known["static"] = f"static:{bert}"
     known["hybrid of bge"] = f"hybrid:{known['bge']}"
     return {**known, "sentence-transformers": str(make_sentence_transformer(root / "st"))}
 

@@ -91,6 +91,62 @@ def test_any_other_model_brings_its_own_prompts_pooling_and_similarity(tmp_path:
     np.testing.assert_allclose(np.linalg.norm(cosine.encode_queries([QUESTION]), axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["minilm", "bge", "contriever", "dpr"])
+def test_openvino_gives_what_torch_gives(name: str, bert: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    model = str(make_pair(tmp_path, dpr=True) if name == "dpr" else bert)
+    by_torch = load_encoder(name, spec=KNOWN[name], model=model, device="cpu")
+    by_openvino = load_encoder(name, spec=KNOWN[name], model=model, backend="openvino")
+    chunks = [*CHUNKS, Chunk("c", "A heron. " * 60), Chunk("d", "")]  # of many lengths, so that most are padded
+    np.testing.assert_allclose(by_openvino.encode_passages(chunks)[0], by_torch.encode_passages(chunks)[0], atol=1e-5)
+    np.testing.assert_allclose(by_openvino.encode_queries([QUESTION]), by_torch.encode_queries([QUESTION]), atol=1e-5)
+    assert by_openvino.settings == {**by_torch.settings, "backend": "openvino"}
+    assert "backend" not in by_torch.settings  # so that indexes of before there was a choice are still found
+
+
+def test_openvino_in_bfloat16_is_near_or_refused(bert: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    exact = load_encoder("bge", spec=KNOWN["bge"], model=str(bert), device="cpu").encode_passages(CHUNKS)[0]
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(RetrievalError, match="this processor has no bfloat16"):
+            load_encoder("bge", spec=KNOWN["bge"], model=str(bert), dtype="bfloat16", backend="openvino")
+        return
+    encoder = load_encoder("bge", spec=KNOWN["bge"], model=str(bert), dtype="bfloat16", backend="openvino")
+    rough = encoder.encode_passages(CHUNKS)[0]
+    assert (encoder.settings["dtype"], rough.dtype) == ("bfloat16", np.float32)
+    assert (rough * exact).sum(axis=1).min() > 0.99
+    assert np.abs(rough - exact).max() > 1e-5  # it was rounded
+
+
+def test_static_is_the_mean_of_distilled_word_pieces(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("skeletoken")
+    from safetensors.numpy import load_file
+    from tokenizers import Tokenizer
+
+    from lm_eval_kinject.retrieval import static
+
+    monkeypatch.setenv("KINJECT_CACHE", str(tmp_path))
+    encoder = load_encoder("static", spec=KNOWN["static"], model=str(bert))
+    (folder,) = (tmp_path / "static").iterdir()
+    table, tokenizer = load_file(folder / "model.safetensors"), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for chunk, vector in zip(CHUNKS, encoder.encode_passages(CHUNKS)[0], strict=True):
+        encoded = tokenizer.encode(chunk.text, add_special_tokens=False)
+        ids = [id_ for id_, token in zip(encoded.ids, encoded.tokens, strict=True) if token != "[UNK]"]
+        expected = sum(table["weights"][i] * table["embeddings"][i] for i in ids)
+        np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)
+    assert str(tmp_path) not in str(encoder.settings)
+    assert encoder.encode_passages([Chunk("long", "A heron. " * 999)])[1] == 0  # nothing is cut
+    with monkeypatch.context() as patched:  # it is distilled once
+        patched.setattr(static, "_distil", None)
+        again = load_encoder("static", spec=KNOWN["static"], model=str(bert))
+    assert again.settings == encoder.settings
+    np.testing.assert_array_equal(again.encode_queries([QUESTION]), encoder.encode_queries([QUESTION]))
+    (folder / "config.json").write_text("{}", encoding="utf-8")  # damaged: made anew
+    assert load_encoder("static", spec=KNOWN["static"], model=str(bert)).settings == encoder.settings
+
+
 def test_similarities_that_no_inner_product_gives_are_refused(tmp_path: Path) -> None:
     folder = make_sentence_transformer(tmp_path / "far", similarity="euclidean")
     with pytest.raises(RetrievalError, match="its similarity is euclidean"):

@@ -39,6 +39,13 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"name": "hybrid", "index": "/no/such/folder"}, ["index=/no/such/folder: there is no such folder"]),
         ({"name": "hybrid", "revision": "abc"}, ["whose weights are on this machine"]),
         ({"name": "minilm", "dtype": "float16"}, ["retriever_dtype=float16 is unknown: use float32 or bfloat16"]),
+        ({"name": "minilm", "backend": "onnx"}, ["retriever_backend=onnx is unknown: use torch or openvino"]),
+        ({"name": "bm25", "backend": "openvino"}, ["retriever_backend=openvino has no meaning for retriever=bm25"]),
+        ({"name": "a/b", "backend": "openvino"}, ["for retriever=a/b: it runs the models whose rules are known"]),
+        (
+            {"name": "static", "dtype": "bfloat16", "backend": "openvino"},
+            ["retriever_dtype=bfloat16 and retriever_backend=openvino has no meaning for retriever=static"],
+        ),
         ({"name": "bm25", "dtype": "bfloat16"}, ["bfloat16 has no meaning for retriever=bm25"]),
         ({"name": "oracle", "index": "/tmp"}, ["index= has no meaning for retriever=oracle"]),
         ({"name": "random", "revision": "abc"}, ["a revision has no meaning for retriever=random"]),
@@ -57,6 +64,16 @@ def test_arguments_that_cannot_be_used(arguments: dict[str, str], parts: list[st
         assert part in str(caught.value)
 
 
+def test_packages_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert retriever_problems("minilm", backend="openvino") == [
+        "retriever_backend=openvino needs openvino, not installed here: run `pip install 'lm-eval-kinject[openvino]'`."
+    ]
+    (problem,) = retriever_problems("hybrid:static")
+    assert problem.startswith("retriever=hybrid:static needs model2vec, skeletoken, not installed here: run `pip")
+    assert "'lm-eval-kinject[static]'" in problem
+
+
 def test_all_problems_at_once() -> None:
     problems = retriever_problems("bm25", dtype="bfloat16", index="/no/such", revision="x")
     assert len(problems) == 4
@@ -66,6 +83,7 @@ def test_all_problems_at_once() -> None:
     "name",
     [
         "minilm",
+        "static",
         "bge",
         "dpr",
         "bm25",

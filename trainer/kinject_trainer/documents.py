@@ -256,7 +256,7 @@ def _asked(recipe: Recipe, fisher: Older | None) -> Texts:
     return Texts(provenance, 0, lambda: iter(()), None, None, fisher=fisher, asked=asked)
 
 
-def _choose(corpus: Corpus, recipe: Recipe) -> tuple[tuple[Any, ...], list[str]]:
+def _choose(corpus: Corpus, recipe: Recipe) -> tuple[Sequence[Any], list[str]]:
     if recipe.chunks == "all":
         return corpus.chunks, []
     roles = {str(chunk.meta["role"]) for chunk in corpus.chunks if "role" in chunk.meta}

@@ -1,0 +1,93 @@
+"""A transformer that runs in OpenVINO: the same numbers sooner, on a processor.
+
+What it is for: ``retriever_backend=openvino``. What it does not do: tokenise or pool (``encoders.py`` does, whatever
+the model runs in), quantise, or use a GPU.
+
+The one idea: to its caller the compiled model is the model. It takes the same two tensors and gives an output with the
+one tensor that is pooled, so that nothing else knows of it.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from lm_eval_kinject.errors import RetrievalError
+
+__all__ = ["Compiled"]
+
+
+class Compiled:
+    """A transformer, called as before.
+
+    Args:
+        name: of the retriever, for messages.
+        model: in float32, in evaluation mode, on the processor; not needed afterwards.
+        output: the tensor that is wanted: ``last_hidden_state`` or ``pooler_output``.
+        dtype: ``float32``, or ``bfloat16`` where the processor has it. It decides matrix products; the rest of the pass
+            is rounded where OpenVINO sees fit, and what comes out is float32.
+
+    Raises:
+        RetrievalError: the model has something that OpenVINO can't run, or the processor no bfloat16.
+    """
+
+    def __init__(self, name: str, model: Any, output: str, dtype: Literal["float32", "bfloat16"]) -> None:
+        import openvino
+        import torch
+
+        self.config = model.config
+        self._output = output
+        precision = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}[dtype]
+        try:
+            self._compiled = openvino.Core().compile_model(
+                _graph(model, output),
+                "CPU",
+                {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()},
+            )
+        except Exception as problem:  # RuntimeErrors of several kinds, and whatever tracing meets
+            said = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+            raise RetrievalError(
+                f"retriever={name}: OpenVINO can't run this model ({said[:200]}): leave retriever_backend= out."
+            ) from problem
+        if self._compiled.get_property("INFERENCE_PRECISION_HINT") != precision:
+            raise RetrievalError(
+                f"retriever={name}: this processor has no {dtype} for OpenVINO: leave retriever_dtype= out."
+            )
+
+    def __call__(self, *, input_ids: Any, attention_mask: Any) -> Any:
+        """The output, of which there is only the tensor that was asked for.
+
+        Args:
+            input_ids: shape (texts, tokens), int64.
+            attention_mask: of the same shape, 0 where there is no token.
+        """
+        import torch
+
+        found = self._compiled([input_ids.numpy(), attention_mask.numpy()])[0]
+        return SimpleNamespace(**{self._output: torch.from_numpy(found)})
+
+
+def _graph(model: Any, output: str) -> Any:
+    """OpenVINO's form of a model, of any batch and length.
+
+    By the frontend, and not by ``openvino.convert_model``, which reports its use to Intel unless it has been forbidden.
+    """
+    import torch
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    class Wanted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return getattr(self.model(input_ids=input_ids, attention_mask=attention_mask), output)
+
+    # One of the two texts is padded, so that the trace doesn't take a mask to be full.
+    mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
+    example = {"input_ids": torch.ones_like(mask), "attention_mask": mask}
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    with torch.no_grad():
+        decoder = TorchScriptPythonDecoder(Wanted().eval(), example_input=example, shared_memory=False)
+        return frontend.convert(frontend.load(decoder))
