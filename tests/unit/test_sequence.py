@@ -106,6 +106,35 @@ def test_what_does_not_go_together(tmp_path, changes, words):
     assert words in found
 
 
+def test_what_lists_no_months_is_no_sequence(tmp_path):
+    (tmp_path / "plain.yaml").write_text("model: reader\n")
+    (tmp_path / "broken.yaml").write_text("sequence: [")
+    assert not any(is_sequence(tmp_path / name) for name in ("plain.yaml", "broken.yaml", "nowhere.yaml"))
+    assert not is_sequence("reader-ft-par")
+
+
+def test_the_command_takes_both(tmp_path, monkeypatch, capsys):
+    from kinject_trainer import sequence
+
+    from lm_eval_kinject.cli import training
+
+    asked = []
+
+    def run(path, **how):
+        asked.append((path, how["dry_run"], how["resume"], how["overrides"]))
+        return sequence.SequenceResult(None if how["dry_run"] else tmp_path / "out", ["average accuracy   0.500"])
+
+    monkeypatch.setattr(sequence, "train_sequence", run)
+    file = str(write_sequence(tmp_path / "s.yaml", "reader", MONTHS))
+    training.train(file, dry_run=True)
+    assert capsys.readouterr().out == "average accuracy   0.500\n"
+    training.train(file, resume=True, overrides=["epochs=1"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path / 'out'} is finished:")
+    assert said.endswith("average accuracy   0.500\n")
+    assert asked == [(file, True, False, ()), (file, False, True, ["epochs=1"])]
+
+
 # Measures -------------------------------------------------------------------------------------------------------------
 
 

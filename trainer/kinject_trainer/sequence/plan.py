@@ -147,12 +147,11 @@ class MonthSequence:
 
 
 def is_sequence(path: str | os.PathLike[str]) -> bool:
-    """Whether a recipe's file lists months.
-
-    Raises:
-        ArgumentError: it isn't there, or not YAML.
-    """
-    return "sequence" in read_recipe(path)[1]
+    """Whether a recipe's file lists months; one that can't be read doesn't, and `load_recipe` says why it can't."""
+    try:
+        return "sequence" in read_recipe(path)[1]
+    except ArgumentError:
+        return False
 
 
 def load_sequence(path: str | os.PathLike[str], overrides: Listed[str] = ()) -> MonthSequence:

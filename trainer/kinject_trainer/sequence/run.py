@@ -99,6 +99,7 @@ def train_sequence(
         return SequenceResult(None, _forecast(planned, questions))
     folder = (out or Path("runs") / planned.name).expanduser()
     state = accelerate.PartialState(cpu=on_cpu())
+    planned.recipe(0).accumulation(state.num_processes)  # refuses a batch that can't be shared
     earlier = _look_at(folder, resume)
     state.wait_for_everyone()  # nobody writes before everybody has looked
     base = find_base(planned.recipe(0))
@@ -106,6 +107,8 @@ def train_sequence(
     if earlier is not None:
         if earlier["identity"] != identity:
             raise TrainingError(f"{folder} holds another finished sequence: choose another folder with --out.")
+        if state.is_main_process:
+            shutil.rmtree(folder / _WORK, ignore_errors=True)  # left by a kill right after the record
         return SequenceResult(folder, _summary(earlier), earlier)
     if resume:
         refuse_another(folder / _WORK, identity)
