@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -34,9 +35,9 @@ def place(tmp_path_factory):
     return folder, make_tiny("llama", folder), [write_month(folder, number) for number in range(3)]
 
 
-def sequence_of(place, name, months=3, **changes):
+def sequence_of(place, stem, months=3, **changes):
     folder, model, listed = place
-    return write_sequence(folder / f"{name}.yaml", model, listed[:months], **changes)
+    return write_sequence(folder / f"{stem}.yaml", model, listed[:months], **changes)
 
 
 def weights(folder):
@@ -206,11 +207,15 @@ def test_the_matrix_is_what_each_model_answers(place, stacked):
 
 
 def test_routed_questions_go_to_the_adapter_of_their_month(place, stacked, tmp_path):
-    """The adapters are those of the stacked sequence, so each can be asked by itself."""
+    """The months' runs are those of the stacked sequence, which are there and not trained again."""
     _, model, months = place
-    done = train_sequence(sequence_of(place, "routed", **ADAPTERS, merge="routed"), out=tmp_path / "routed")
+    shutil.copytree(stacked[0] / "months", tmp_path / "routed" / "months")
+    file = sequence_of(place, "routed", name="stacked", **ADAPTERS, merge="routed")
+    done = train_sequence(file, out=tmp_path / "routed")
     alone = [stacked[0] / "months" / f"stacked-2026-0{number}" for number in (1, 2, 3)]
-    same(weights(done.folder / "months" / "routed-2026-03"), weights(alone[2]))
+    assert [(tmp_path / "routed" / "months" / run.name / "kinject.json").read_bytes() for run in alone] == [
+        (run / "kinject.json").read_bytes() for run in alone
+    ]
     own = [[by_hand(of, model, month) for month in months] for of in (None, *alone)]
     base, one, two, three = own
     assert done.record["accuracy"] == [base, one, [one[0], two[1], two[2]], [one[0], two[1], three[2]]]

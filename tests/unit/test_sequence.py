@@ -98,6 +98,7 @@ def test_every_problem_at_once(tmp_path):
         ({"sequence": [MONTHS[1], MONTHS[0]]}, "not in the order of their dates"),
         ({"sequence": [MONTHS[0], MONTHS[0]]}, "month 2026-01: stands twice"),
         ({"sequence": [{"month": "a/b", "corpus": "c"}]}, "month 'a/b': takes letters"),
+        ({"sequence": [{"month": "base", "corpus": "c"}]}, "month base: is what the start is called"),
     ],
 )
 def test_what_does_not_go_together(tmp_path, changes, words):

@@ -206,6 +206,7 @@ def _wrong_names(months: Listed[Month]) -> list[str]:
         for name in names
         if not _NAME.fullmatch(name)
     ]
+    problems += ["month base: is what the start is called; rename it"] if "base" in names else []
     problems += [f"month {name}: stands twice; give each another name" for name in set(names) if names.count(name) > 1]
     if all(_DATED.fullmatch(name) for name in names) and names != sorted(names):
         problems.append("the months are not in the order of their dates: put the earliest first")

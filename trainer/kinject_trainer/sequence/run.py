@@ -336,7 +336,9 @@ class _Run:
         """A model's answers, from the disk where it gave them before."""
         file = self.folder / "answers" / f"{name}.json"
         of = {"weights": weights.fingerprint, "questions": {m: self.questions[m].fingerprint for m in asked}}
-        if file.is_file() and (found := read_json(file))["of"] == of:
+        found = read_json(file) if file.is_file() else None
+        self.state.wait_for_everyone()  # nobody writes before everybody has looked
+        if found is not None and found["of"] == of:
             return Answers(found["right"], Figures(**found["figures"]) if found["figures"] else None)
         made = ask(weights, asked, gauge, accelerate.Accelerator(cpu=on_cpu()))
         figures = None if made.figures is None else made.figures.plain()
