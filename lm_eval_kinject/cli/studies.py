@@ -11,7 +11,7 @@ from lm_eval_kinject.cli.shell import DryRunOption, app, console, group, say
 
 study_app = group("study", "Studies: the whole comparison from one file, and its report.")
 
-StudyArgument = Annotated[str, typer.Argument(help="a study's YAML file, or a bundled one: embedded, quick, paper")]
+StudyArgument = Annotated[str, typer.Argument(help="a study's YAML file, or a bundled one: embedded, frontier, …")]
 StudyFolderOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="folder of the study; default: studies/NAME")
 ]

@@ -12,7 +12,7 @@ from lm_eval_kinject.cli.shell import app, say
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="a recipe's YAML file, or the name of a bundled one")],
+    recipe: Annotated[str, typer.Argument(help="the YAML file of a recipe or sequence, or a bundled recipe's name")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="folder of the result; default: runs/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the unfinished run in that folder")] = False,
     dry_run: Annotated[
@@ -25,7 +25,14 @@ def train(
     """Continue a model's pretraining on a corpus, as a recipe says; killed runs go on with --resume."""
     from kinject_trainer.card import scored_with
     from kinject_trainer.command import train as run
+    from kinject_trainer.sequence import is_sequence, train_sequence
 
+    if is_sequence(recipe):
+        made = train_sequence(recipe, out=out, resume=resume, dry_run=dry_run, overrides=overrides or (), say=say)
+        if made.folder is not None:
+            print(f"{made.folder} is finished: README.md and sequence.json there say how each month is known.")
+        print("\n".join(made.lines))
+        return
     result = run(recipe, out=out, resume=resume, dry_run=dry_run, overrides=overrides or (), say=say)
     if result.estimate is not None:
         print("\n".join(result.estimate.lines()))

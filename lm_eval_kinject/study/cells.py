@@ -21,8 +21,8 @@ from lm_eval_kinject.study.grid import Cell, Study, Variant
 from lm_eval_kinject.study.lines import CONTROLS
 
 __all__ = [
-    "MANIFEST", "axes_of", "cell_folder", "claim", "command_of", "is_done", "jobs_of", "method_of", "passes_of",
-    "paraphrases_of", "run_folder", "training_overrides", "weight_arguments", "write_cell",
+    "MANIFEST", "axes_of", "cell_folder", "claim", "command_of", "is_done", "jobs_of", "method_of",
+    "overrides_of", "paraphrases_of", "passes_of", "run_folder", "training_overrides", "weight_arguments", "write_cell",
 ]  # fmt: skip
 
 MANIFEST = "cell.json"
@@ -187,7 +187,7 @@ def paraphrases_of(variant: Variant) -> int | None:
         return variant.paraphrases
     from kinject_trainer.recipe import load_recipe
 
-    return load_recipe(variant.recipe, _overrides(variant)).wordings
+    return load_recipe(variant.recipe, overrides_of(variant)).wordings
 
 
 def training_overrides(study: Study, cell: Cell) -> list[str]:
@@ -196,11 +196,12 @@ def training_overrides(study: Study, cell: Cell) -> list[str]:
     overrides = [f"model={json.dumps(given.get('pretrained', _READER))}"]
     if given.get("revision"):
         overrides.append(f"model_revision={json.dumps(given['revision'])}")
-    overrides += _overrides(study.variants[cell.variant])
+    overrides += overrides_of(study.variants[cell.variant])
     return [*overrides, f"seed={cell.seed}"] if cell.seed else overrides
 
 
-def _overrides(variant: Variant) -> list[str]:
+def overrides_of(variant: Variant) -> list[str]:
+    """A variant's own values over its recipe's."""
     return [f"{name}={json.dumps(value)}" for name, value in variant.set.items()]
 
 
@@ -208,4 +209,4 @@ def method_of(variant: Variant) -> str:
     """How a recipe trains: ``full``, or a kind of adapter."""
     from kinject_trainer.recipe import load_recipe
 
-    return load_recipe(str(variant.recipe), _overrides(variant)).method
+    return load_recipe(str(variant.recipe), overrides_of(variant)).method

@@ -21,7 +21,7 @@ import numpy as np
 from lm_eval_kinject.errors import KinjectError
 from lm_eval_kinject.stats import Interval
 from lm_eval_kinject.study.lines import CONTROLS, Comparison, Grid, Setting, adjusted, share
-from lm_eval_kinject.study.outcomes import CellOutcome
+from lm_eval_kinject.study.outcomes import CellOutcome, Kept
 from lm_eval_kinject.study.published import load
 from lm_eval_kinject.study.sheet import Score, Share, Table, Value
 from lm_eval_kinject.study.tables import all_pairs, paraphrase_cells
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-__all__ = ["Curves", "Drawing", "Series", "all_figures", "scatter"]
+__all__ = ["Curves", "Drawing", "Series", "all_figures", "front", "scatter"]
 
 Curves = Mapping[str, Sequence[tuple[float, float, float]]]
 """Training loss by variant: (update, epoch, loss in nats a token) in order."""
@@ -163,6 +163,7 @@ def all_figures(grid: Grid, curves: Curves | None = None) -> list[Drawing]:
         lambda: over_paraphrases(grid),
         lambda: over_k(grid),
         lambda: cost(grid),
+        lambda: frontier(grid),
         lambda: matrix(grid),
     )
     with matplotlib.rc_context(_STYLE):
@@ -346,6 +347,74 @@ def cost(grid: Grid) -> Drawing:
     return _drawing(
         name, title, picture, caption, ("Task", "Model", "Shots", "Method", "K", "Tokens", "Accuracy"), rows
     )
+
+
+def frontier(grid: Grid) -> Drawing:
+    """Closed-book accuracy against what is left of the old world, a point a training; a panel a setting."""
+    name, title = "frontier", "What was learned against what was forgotten"
+    found = {setting: _trained(grid, setting) for setting in grid.settings()}
+    settings = [setting for setting, cells in found.items() if cells]
+    if not settings:
+        return Drawing(name, title, "", "Needs trainings that measured the recall of the old world.")
+    picture, panels = _panels(len(settings), width=5.5, height=4.0, same_y=True)
+    rows: list[tuple[Value, ...]] = []
+    for axes, setting in zip(panels, settings, strict=True):
+        points = [(kept.after, share(cell.answers), kept, cell) for kept, cell in found[setting]]
+        best = front([(x, interval.estimate) for x, interval, _, _ in points])
+        _front_line(axes, [(x, i.estimate) for n, (x, i, _, _) in enumerate(points) if n in best])
+        for place, held in enumerate(
+            sorted({kept.held for _, _, kept, _ in points}, key=lambda h: (h != "nothing", h))
+        ):
+            mine = sorted((p for p in points if p[2].held == held), key=lambda p: p[0])
+            _curve(axes, [(x, i) for x, i, _, _ in mine], _SPARE[place % len(_SPARE)], f"held by {held}")
+        for number, (x, interval, kept, cell) in enumerate(points):
+            axes.annotate(
+                grid.variant(cell), (x, interval.estimate), xytext=(4, 3), textcoords="offset points", fontsize=6
+            )
+            on = "yes" if number in best else "no"
+            rows.append(
+                (*_columns(setting), grid.variant(cell), kept.held, Share(x), Score(interval, len(cell.answers)), on)
+            )
+        _start(axes, grid, setting, points[0][2].before, rows)
+        axes.set(xlabel="recall of the old world after the training", ylabel="accuracy, closed book")
+        _heading(axes, setting)
+    _legend(picture, panels)
+    caption = (
+        "Up and to the right is better; the dotted line joins trainings that none other beats in both. Bars are 95 % "
+        "intervals, clustered by chunk. Where the older news itself was replayed, or a penalty measured on it, the "
+        "recall asks about the very texts that were kept in view."
+    )
+    head = ("Task", "Model", "Shots", "Variant", "Held by", "Recall", "Accuracy", "On the frontier")
+    return _drawing(name, title, picture, caption, head, rows)
+
+
+def front(points: Sequence[tuple[float, float]]) -> set[int]:
+    """Which points (both coordinates the more the better) no other beats: as good in both, and better in one."""
+    return {
+        n
+        for n, (x, y) in enumerate(points)
+        if not any(other[0] >= x and other[1] >= y and other != (x, y) for other in points)
+    }
+
+
+def _trained(grid: Grid, setting: Setting) -> list[tuple[Kept, CellOutcome]]:
+    """Closed-book cells of trainings whose recall was measured before and after."""
+    cells = [cell for cell in grid.within(setting) if cell.whole("k") == 0]
+    return [(cell.kept, cell) for cell in cells if cell.kept is not None]
+
+
+def _front_line(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    ordered = sorted(points)
+    axes.plot([x for x, _ in ordered], [y for _, y in ordered], color="0.5", linestyle=":", label="not beaten in both")
+
+
+def _start(axes: Axes, grid: Grid, setting: Setting, recall: float, rows: list[tuple[Value, ...]]) -> None:
+    """The base, where it was scored: all of the old world that there was."""
+    base = next((c for c in grid.within(setting) if grid.variant(c) == "base" and c.whole("k") == 0), None)
+    if base is not None:
+        interval = share(base.answers)
+        _curve(axes, [(recall, interval)], _look("base"), "base")
+        rows.append((*_columns(setting), "base", None, Share(recall), Score(interval, len(base.answers)), None))
 
 
 def _costed(grid: Grid, setting: Setting) -> list[CellOutcome]:

@@ -21,11 +21,11 @@ from lm_eval_kinject.provenance import fingerprint_file, read_json
 from lm_eval_kinject.records import gold_ids
 from lm_eval_kinject.study.cells import MANIFEST
 from lm_eval_kinject.study.lines import CONTROLS
-from lm_eval_kinject.study.outcomes import Answered, CellOutcome
+from lm_eval_kinject.study.outcomes import Answered, CellOutcome, Kept
 
 __all__ = [
-    "METRICS", "answers_of", "doctored", "load_curves", "load_outcomes", "manifests", "option_scores", "read_rows",
-    "read_samples", "reference_of", "result_file", "study_provenance", "trace_of",
+    "METRICS", "answers_of", "doctored", "kept_by", "load_curves", "load_outcomes", "manifests", "option_scores",
+    "read_rows", "read_samples", "reference_of", "result_file", "study_provenance", "trace_of",
 ]  # fmt: skip
 
 METRICS = ("acc", "exact_match", "em", "f1")
@@ -85,7 +85,7 @@ def doctored(file: Path) -> list[str]:
 
 def load_outcomes(out: Path) -> list[CellOutcome]:
     """The finished cells of a study's folder."""
-    return [_outcome(manifest) for manifest in manifests(out)]
+    return [_outcome(out, manifest) for manifest in manifests(out)]
 
 
 def manifests(out: Path) -> list[Path]:
@@ -94,15 +94,15 @@ def manifests(out: Path) -> list[Path]:
     return [file for file in found if not any(part.startswith(".") for part in file.relative_to(out).parts)]
 
 
-def _outcome(manifest: Path) -> CellOutcome:
-    results = result_file(manifest.parent)
+def _outcome(out: Path, manifest: Path) -> CellOutcome:
+    results, cell = result_file(manifest.parent), read_json(manifest)
     found = read_json(results)
     told = found["config"]["kinject"]
     tasks = told["tasks"].values()
     questions = sum(task["questions"] for task in tasks)
     share = told["scorer"].get("together", {})
     return CellOutcome(
-        axes=read_json(manifest)["axes"],
+        axes=cell["axes"],
         answers=tuple(answers_of(read_samples(results))),
         tokens_forwarded=share.get("distinct_tokens", 0),
         context_tokens=_mean(tasks, "mean_context_tokens", questions),
@@ -111,7 +111,26 @@ def _outcome(manifest: Path) -> CellOutcome:
             name: _mean(tasks, name, questions)
             for name in sorted({key for task in tasks for key in task if key.startswith("recall@") or key == "mrr"})
         },
+        kept=kept_by(out / "runs" / Path(*Path(cell["name"]).parts[:2])),
     )
+
+
+def kept_by(run: Path) -> Kept | None:
+    """What a training left of what was known before; None where there is none, or its recall wasn't measured.
+
+    Args:
+        run: its folder.
+    """
+    record = run / "kinject.json"
+    if not record.is_file():
+        return None
+    said = read_json(record)
+    before, after = ((said["outcome"].get(when) or {}).get("recall") for when in ("before", "after"))
+    if before is None or after is None:
+        return None
+    replay, held = said["recipe"].get("replay"), said["recipe"].get("regulariser")
+    done = [*(["replay"] if replay and replay["ratio"] else []), *([str(held["kind"])] if held else [])]
+    return Kept(before, after, " and ".join(done) or "nothing")
 
 
 def _mean(tasks: Any, name: str, questions: int) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Answered", "Axis", "CellOutcome"]
+__all__ = ["Answered", "Axis", "CellOutcome", "Kept"]
 
 Axis = str | int | float | None
 
@@ -41,6 +41,21 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What a training left of what was known before it, from its own record.
+
+    Args:
+        before: recall of the old world before the first update, 0 to 1.
+        after: the same after the last.
+        held: what was done against forgetting: ``replay``, a regulariser's kind, both, or ``nothing``.
+    """
+
+    before: float
+    after: float
+    held: str
+
+
+@dataclass(frozen=True, slots=True)
 class CellOutcome:
     """One cell of the grid, scored.
 
@@ -56,6 +71,7 @@ class CellOutcome:
         seconds: wall-clock time of scoring.
         recall: retrieval figures, such as ``recall@3`` and ``mrr``, 0 to 1.
         published: the paper's accuracy for this cell. None: the report looks it up by model and task.
+        kept: of what was known before the training; None where nothing was trained here or that wasn't measured.
     """
 
     axes: Mapping[str, Axis]
@@ -65,6 +81,7 @@ class CellOutcome:
     seconds: float = 0.0
     recall: Mapping[str, float] = field(default_factory=dict)
     published: float | None = None
+    kept: Kept | None = None
 
     def text(self, axis: str, default: str = "") -> str:
         """An axis as text; the default where it is missing or None."""

@@ -114,11 +114,15 @@ def _run(recipe: str, out: str, resume: bool, kill: str, environment: dict[str, 
     os.environ.update(environment)
     import torch
     from kinject_trainer.command import train
+    from kinject_trainer.sequence import is_sequence, train_sequence
 
     torch.set_num_threads(1)
     if kill:
         _set_trap(kill)
-    train(recipe, out=Path(out), resume=resume)
+    if is_sequence(recipe):
+        train_sequence(recipe, out=Path(out), resume=resume)
+    else:
+        train(recipe, out=Path(out), resume=resume)
 
 
 def _die(*_: Any, **__: Any) -> None:
@@ -129,6 +133,7 @@ def _set_trap(kill: str) -> None:
     """Arms one death: ``update N``, ``half a checkpoint``, ``before the seal``, ``between old and new``, …"""
     import torch
     from kinject_trainer import command, train, trainer
+    from kinject_trainer.sequence import run as sequence
 
     if kill.startswith("update"):
         wanted = int(kill.split()[1])
@@ -153,5 +158,20 @@ def _set_trap(kill: str) -> None:
         train.publish_folder = _die
     elif kill == "before the record":
         command.write_json = _die
+    elif kill.startswith("before the answers of "):
+        _before_answers(kill.removeprefix("before the answers of "))
+    elif kill == "before the sequence's record":
+        sequence.markdown = _die
     else:
         raise ValueError(kill)
+
+
+def _before_answers(month: str) -> None:
+    from kinject_trainer.sequence import run as sequence
+
+    original = sequence._put
+
+    def put(file, value):
+        return _die() if file.stem == month else original(file, value)
+
+    sequence._put = put

@@ -7,7 +7,7 @@ import yaml
 
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.study import plan
-from lm_eval_kinject.study.cells import axes_of, command_of, jobs_of, passes_of
+from lm_eval_kinject.study.cells import axes_of, command_of, jobs_of, overrides_of, passes_of
 from lm_eval_kinject.study.grid import Study, bundled_studies, read_study
 
 SMALL = {
@@ -166,6 +166,24 @@ def test_bundled_studies_are_sound(name):
     study = read_study(name)
     assert study.title
     assert len({cell.name for cell in study.cells}) == study.count()
+
+
+def test_the_frontier_s_recipes_are_sound():
+    """Each holds the weights in the way that its name says, and differs from the plain one in nothing else."""
+    from kinject_trainer.recipe import load_recipe
+
+    study = read_study("frontier")
+    recipes = {
+        name: load_recipe(str(variant.recipe), overrides_of(variant))
+        for name, variant in study.variants.items()
+        if variant.recipe
+    }
+    plain = recipes.pop("plain").effective()
+    assert len(recipes) == 17
+    for name, recipe in recipes.items():
+        kind = name.split("-")[0]
+        assert (recipe.regulariser.kind if recipe.regulariser else "replay") == {"mix": "replay"}.get(kind, kind)
+        assert {k: v for k, v in recipe.effective().items() if k not in ("replay", "regulariser")} == plain
 
 
 def test_forecast_counts_what_a_cross_encoder_reads(tmp_path):

@@ -14,7 +14,9 @@ from helpers.outcomes import curves, synthetic
 
 from lm_eval_kinject.errors import KinjectError
 from lm_eval_kinject.provenance import fingerprint_file
-from lm_eval_kinject.study.outcomes import Answered, CellOutcome
+from lm_eval_kinject.study.figures import front
+from lm_eval_kinject.study.load import kept_by
+from lm_eval_kinject.study.outcomes import Answered, CellOutcome, Kept
 from lm_eval_kinject.study.report import write_report
 
 
@@ -127,13 +129,59 @@ def test_an_earlier_report_leaves_nothing_behind_and_other_files_stay(tmp_path: 
     assert all(file.exists() for file in files)
 
 
+def test_the_frontier_is_what_was_learned_against_what_was_kept(tmp_path: Path) -> None:
+    """Four trainings of two questions each: one is beaten in both, and the base stands where nothing was forgotten."""
+
+    def cell(variant: str, right: tuple[float, float], kept: Kept | None) -> CellOutcome:
+        answers = tuple(Answered(n, f"c{n}", one, False, None, None, 0) for n, one in enumerate(right))
+        return CellOutcome({"model": "m", "variant": variant, "k": 0, "task": "t"}, answers, kept=kept)
+
+    cells = [
+        cell("base", (0.0, 0.0), None),
+        cell("plain", (1.0, 1.0), Kept(0.8, 0.3, "nothing")),
+        cell("l2-weak", (1.0, 1.0), Kept(0.8, 0.5, "l2")),
+        cell("l2-strong", (0.0, 1.0), Kept(0.8, 0.75, "l2")),
+        cell("replay", (0.0, 1.0), Kept(0.8, 0.6, "replay")),
+    ]
+    write_report(cells, None, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "figures" / "frontier.csv").read_text().splitlines()))
+    found = {row["Variant"]: (row["Held by"], float(row["Recall"]), row["On the frontier"]) for row in rows}
+    assert found == {
+        "plain": ("nothing", 0.3, "no"),
+        "l2-weak": ("l2", 0.5, "yes"),
+        "l2-strong": ("l2", 0.75, "yes"),
+        "replay": ("replay", 0.6, "no"),
+        "base": ("", 0.8, ""),
+    }
+    assert (tmp_path / "figures" / "frontier.svg").read_text().startswith("<svg")
+
+
+def test_points_that_are_equal_are_both_on_the_frontier() -> None:
+    assert front([(1.0, 0.0), (0.5, 0.5), (0.5, 0.5), (0.4, 0.5), (0.0, 1.0)]) == {0, 1, 2, 4}
+
+
+def test_what_a_training_kept_is_in_its_record(tmp_path: Path) -> None:
+    def kept(recall: object, **recipe: object) -> Kept | None:
+        outcome = {"before": {"recall": 0.78, "perplexity": 9.0}, "after": recall}
+        (tmp_path / "kinject.json").write_text(json.dumps({"outcome": outcome, "recipe": recipe}))
+        return kept_by(tmp_path)
+
+    assert kept_by(tmp_path) is None
+    assert kept({"recall": 0.6}) == Kept(0.78, 0.6, "nothing")
+    assert kept({"recall": 0.6}, replay={"ratio": 0}, regulariser={"kind": "ewc"}) == Kept(0.78, 0.6, "ewc")
+    both = kept({"recall": 0.0}, replay={"ratio": 1}, regulariser={"kind": "l2"})
+    assert both == Kept(0.78, 0.0, "replay and l2")
+    assert kept({"recall": None}) is None
+    assert kept(None) is None
+
+
 def test_figures_without_data_are_left_out_and_said_to_be(tmp_path: Path) -> None:
     cell = CellOutcome(
         {"model": "m", "variant": "base", "k": 0, "task": "t"}, (Answered(0, "", 1.0, False, None, None, 0),)
     )
     write_report([cell], None, tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("Left out: Needs") == 6
+    assert page.count("Left out: Needs") == 7
     assert "Left out: Needs the logs of training runs." in (tmp_path / "report.md").read_text()
     assert not (tmp_path / "figures").exists()
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from kinject_trainer.command import train
+from kinject_trainer.command import Say, train
 from kinject_trainer.recipe import recipes_dir
+from kinject_trainer.sequence import is_sequence, train_sequence
 from lm_eval_kinject.errors import KinjectError
 
 
@@ -38,17 +41,25 @@ def main() -> int:
         sys.stderr.write(text + "\n")
 
     try:
-        made = train(
-            given.recipe, out=given.out, resume=given.resume, dry_run=given.dry_run, overrides=given.set, say=say
-        )
+        lines = _run(given, say)
     except KinjectError as problem:
         say(str(problem))
         return 1
     if not leads:
         return 0
-    for line in made.estimate.lines() if made.estimate else [f"{made.folder}"]:
+    for line in lines:
         sys.stdout.write(line + "\n")
     return 0
+
+
+def _run(given: argparse.Namespace, say: Say) -> Sequence[str]:
+    """Runs a recipe or a sequence; returns what is to be printed."""
+    how: dict[str, Any] = {"out": given.out, "resume": given.resume, "dry_run": given.dry_run, "overrides": given.set}
+    if is_sequence(given.recipe):
+        made = train_sequence(given.recipe, say=say, **how)
+        return made.lines if made.folder is None else [str(made.folder), *made.lines]
+    done = train(given.recipe, say=say, **how)
+    return done.estimate.lines() if done.estimate else [str(done.folder)]
 
 
 if __name__ == "__main__":

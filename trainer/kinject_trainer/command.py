@@ -54,7 +54,7 @@ from lm_eval_kinject.provenance import (
     write_json,
 )
 
-__all__ = ["Result", "train"]
+__all__ = ["RECORD", "Result", "Say", "name_base", "train"]
 
 Say = Callable[[str], None]
 RECORD = "kinject.json"
@@ -80,7 +80,7 @@ class Result:
 
 
 def train(
-    recipe: str | Path,
+    recipe: str | Path | Recipe,
     *,
     out: Path | None = None,
     resume: bool = False,
@@ -91,17 +91,17 @@ def train(
     """Runs a recipe.
 
     Args:
-        recipe: a YAML file, or the name of a bundled recipe.
+        recipe: a YAML file, the name of a bundled recipe, or one that was checked before.
         out: folder of the result; default ``runs/NAME``.
         resume: go on with the unfinished run in ``out``; starts one where there is none.
         dry_run: work out counts, time and memory, and do nothing else.
-        overrides: ``key=value`` over the recipe's values.
+        overrides: ``key=value`` over the values of a recipe's file.
         say: told, in one line each, what a user should know.
 
     Raises:
         KinjectError: everything that a user can mend; what was trained before stays, and the message says where.
     """
-    checked = load_recipe(recipe, overrides)
+    checked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     texts = open_corpus(checked)
     if dry_run:
         return Result(None, estimate(checked, texts), {})
@@ -289,7 +289,7 @@ def _publish(
     recipe = materials.recipe
     for file in sorted(outcome.folder.iterdir()):
         shutil.copyfile(file, folder / file.name)
-    _name_base(folder, materials)
+    name_base(folder, materials.base)
     drawn = draw(folder / "log.jsonl", folder / "loss.png", recipe.name)
     if not drawn:
         tell("no picture of the losses: matplotlib is not installed (pip install 'lm-eval-kinject[trainer]')")
@@ -304,12 +304,11 @@ def _publish(
     return record
 
 
-def _name_base(folder: Path, materials: Materials) -> None:
+def name_base(folder: Path, base: Base) -> None:
     """Makes an adapter name its base as the recipe does (a path of this machine helps nobody), its modules in order."""
     config = folder / "adapter_config.json"
     if not config.is_file():
         return
-    base = materials.base
     is_hub = "/" in base.public_name
     named = {"base_model_name_or_path": base.public_name, "revision": base.identity if is_hub else None}
     said = read_json(config)

@@ -26,7 +26,7 @@ from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import fingerprint, fingerprint_file, fingerprint_records
 
-__all__ = ["Asked", "Older", "Texts", "Wording", "open_corpus"]
+__all__ = ["Asked", "Older", "Texts", "Wording", "open_corpus", "whole_corpus"]
 
 _SHORTEST_REVISION = 8  # hexadecimal digits of a fingerprint that may name a corpus
 
@@ -159,6 +159,11 @@ class Texts:
         # By number first: two wordings of one chunk are then far apart, and the second can't be copied from the first.
         return [row.text for row in sorted(rows, key=lambda row: row.number)]
 
+    def beside(self) -> dict[str, Path]:
+        """The files that are used beside the corpus, by what they hold: ``paraphrases``, ``validation``."""
+        files = {"paraphrases": self._wordings_file, "validation": self._validation_file}
+        return {stem: file for stem, file in files.items() if file is not None}
+
 
 def _complain_of(chunks: list[str], wanted: int, file: Path) -> None:
     if chunks:
@@ -215,7 +220,7 @@ def open_corpus(recipe: Recipe) -> Texts:
 
 def _loaded(recipe: Recipe) -> tuple[_Originals, dict[str, Any], list[str]]:
     """All chunks in memory, through the corpus room, which knows every source."""
-    corpus = _whole(recipe)
+    corpus = whole_corpus(recipe)
     chosen, notes = _choose(corpus, recipe)
 
     def originals() -> Iterator[Wording]:
@@ -227,8 +232,12 @@ def _loaded(recipe: Recipe) -> tuple[_Originals, dict[str, Any], list[str]]:
     return originals, made, notes
 
 
-def _whole(recipe: Recipe) -> Corpus:
-    """The corpus as it is named, of the revision that is named."""
+def whole_corpus(recipe: Recipe) -> Corpus:
+    """The corpus as it is named, of the revision that is named.
+
+    Raises:
+        CorpusError: it can't be found or read, or is of another revision.
+    """
     spec = recipe.corpus
     at_hub = recipe.corpus_revision and "/" in spec and "@" not in spec and not Path(spec).expanduser().exists()
     corpus = load_corpus(f"{spec}@{recipe.corpus_revision}" if at_hub else spec)
@@ -241,7 +250,7 @@ def _asked(recipe: Recipe, fisher: Older | None) -> Texts:
     """Questions and the whole corpus; no text of it is trained on, or validated on."""
     assert recipe.questions is not None  # asked by the caller
     questions = read_questions(recipe.questions.source)
-    corpus = _whole(recipe)
+    corpus = whole_corpus(recipe)
     there = {chunk.id for chunk in corpus.chunks}
     strange = [question for question in questions if question.gold and question.gold not in there]
     if strange:

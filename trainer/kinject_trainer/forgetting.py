@@ -28,7 +28,7 @@ from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.plugin import assets_dir
 from lm_eval_kinject.provenance import fingerprint
 
-__all__ = ["Figures", "Gauge", "general_text_fingerprint", "make_gauge"]
+__all__ = ["Figures", "Gauge", "Question", "answered", "general_text_fingerprint", "make_gauge", "recall"]
 
 _BLOCKS = 64  # of general text
 _QUESTIONS = 240  # about the old world
@@ -177,15 +177,21 @@ def old_world(tokenizer: PreTrainedTokenizerBase, edition: int) -> list[Question
     return questions
 
 
-@torch.no_grad()
 def recall(model: Any, questions: Sequence[Question], device: Any, batch: int = 8) -> float:
     """Share of questions whose right option has the highest log-likelihood, as lm_eval's ``acc`` has it.
 
     A tie with the right option counts as wrong: what can't tell them apart doesn't know.
     """
+    right = answered(model, questions, device, batch)
+    return sum(right) / len(right)
+
+
+@torch.no_grad()
+def answered(model: Any, questions: Sequence[Question], device: Any, batch: int = 8) -> list[bool]:
+    """Whether each question is answered right; see `recall`."""
     was_training = model.training
     model.eval()
-    right = 0
+    right: list[bool] = []
     for start in range(0, len(questions), batch):
         part = questions[start : start + batch]
         rows = [(q.prompt, option) for q in part for option in q.options]
@@ -193,9 +199,9 @@ def recall(model: Any, questions: Sequence[Question], device: Any, batch: int = 
         for question in part:
             own = [next(scores) for _ in question.options]
             best = own[question.answer]
-            right += all(best > s for i, s in enumerate(own) if i != question.answer)
+            right.append(all(best > s for i, s in enumerate(own) if i != question.answer))
     model.train(was_training)
-    return right / len(questions)
+    return right
 
 
 def _option_scores(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: Any) -> list[float]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from kinject_trainer.log import read_log
 from lm_eval_kinject.provenance import atomic_write
 
-__all__ = ["draw"]
+__all__ = ["canvas", "draw", "save"]
 
 _SEVERAL = 60  # with more epochs than this their lines would be a grey area
 
@@ -23,17 +24,13 @@ def draw(log: Path, picture: Path, title: str) -> bool:
     Returns:
         Whether it could: False without matplotlib.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    made = canvas((8, 4.5))
+    if made is None:
         return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    figure, axes = made
     entries = read_log(log)
     training = [(e["update"], e["loss"]) for e in entries if e.get("loss") is not None]
     validation = [(e["update"], e["validation_loss"]) for e in entries if e.get("validation_loss") is not None]
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     for number, update in enumerate(boundaries(entries)):
         axes.axvline(update, color="0.75", linewidth=0.8, linestyle="--", label=None if number else "end of an epoch")
     if training:
@@ -44,9 +41,26 @@ def draw(log: Path, picture: Path, title: str) -> bool:
     axes.set_ylabel("loss (nats a token)")
     axes.set_title(title)
     axes.legend(frameon=False)
+    save(figure, picture)
+    return True
+
+
+def canvas(size: tuple[float, float]) -> tuple[Any, Any] | None:
+    """A figure of one panel, and the panel; None without matplotlib. ``size`` is width and height in inches."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def save(figure: Any, picture: Path) -> None:
+    """Writes a figure as PNG, the same bytes for the same figure."""
     with atomic_write(picture) as out:
         figure.savefig(out, format="png", metadata={"Software": None})
-    return True
 
 
 def boundaries(entries: list[dict[str, object]]) -> list[float]:

@@ -42,7 +42,9 @@ __all__ = [
     "Regulariser",
     "Replay",
     "Search",
+    "check_recipe",
     "load_recipe",
+    "read_recipe",
     "recipes_dir",
     "to_run_again",
     "untested",
@@ -445,16 +447,32 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises:
         ArgumentError: not there, not YAML, or with problems: all of them, each with what to do.
     """
+    file, raw, problems = read_recipe(path, overrides)
+    recipe, more = check_recipe({"name": file.stem, **raw})
+    found = [_TOKEN.sub("hf_…", problem) for problem in (*problems, *more)]
+    if found or recipe is None:
+        raise ArgumentError(found, f"the recipe {file.name}")
+    return recipe
+
+
+def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[Path, dict[str, Any], list[str]]:
+    """A recipe's file, its values with the overrides over them, none of them checked, and what can't be read of them.
+
+    Raises:
+        ArgumentError: not there, or not YAML.
+    """
     file = _find(Path(path))
     raw, problems = _read(file)
     for item in overrides:
         problems += _override(raw, item)
-    clean, tokens = _without_tokens({"name": file.stem, **raw})
-    recipe, more = _check(clean)
-    found = [_TOKEN.sub("hf_…", problem) for problem in (*problems, *tokens, *more)]
-    if found or recipe is None:
-        raise ArgumentError(found, f"the recipe {file.name}")
-    return recipe
+    return file, raw, problems
+
+
+def check_recipe(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """A recipe's values as a recipe, or else all that is wrong with them, each with what to do."""
+    clean, tokens = _without_tokens(dict(raw))
+    recipe, problems = _check(clean)
+    return (None if tokens else recipe), [*tokens, *problems]
 
 
 def _find(path: Path) -> Path:

@@ -32,7 +32,7 @@ from kinject_trainer.trainer import BlockTrainer, Conductor, Materials, refuse_w
 from lm_eval_kinject.errors import ArgumentError, KinjectError
 from lm_eval_kinject.provenance import publish_folder, read_json, write_json
 
-__all__ = ["Outcome", "assemble", "run_training", "set_up"]
+__all__ = ["Outcome", "assemble", "quietly", "run_training", "set_up"]
 
 Say = Callable[[str], None]
 _ARGUMENT_NAMES = {f.name for f in dataclasses.fields(TrainingArguments)}
@@ -95,7 +95,7 @@ def run_training(materials: Materials, rate: float, place: Path, log_file: Path,
     if finished is not None:
         return finished
     try:
-        with _quietly():
+        with quietly():
             return _train(materials, rate, place, log_file, run, say)
     except KinjectError:
         raise
@@ -189,7 +189,7 @@ def assemble(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without transformers' bars for reading and writing files, which would tear up ours, and its talk to itself."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
