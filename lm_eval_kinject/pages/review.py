@@ -30,7 +30,7 @@ CSS = """
 .kj.desk .filters button[aria-pressed=true] { background: var(--wash); border-color: var(--mark); font-weight: 600; }
 .kj.desk .said { min-height: 1.6rem; }
 .kj.desk .said:has(.bad) { position: sticky; top: 0; z-index: 3; background: var(--paper); } /* the form is far below */
-.kj.desk .columns { display: grid; gap: 0 2rem; align-items: start;
+.kj.desk .columns { display: grid; gap: .8rem 2rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); }
 .kj.desk section { min-width: 0; } .kj.desk section > h2:first-child { margin-top: .2rem; }
 .kj.desk li small { font-weight: 400; } .kj.desk dl { grid-template-columns: max-content 1fr; }
