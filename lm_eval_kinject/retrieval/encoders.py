@@ -326,7 +326,8 @@ class _Tower:
             from lm_eval_kinject.retrieval.compiled import Compiled
 
             output = "pooler_output" if spec.pooling == "pooler" else "last_hidden_state"
-            self.model = Compiled(name, self.model, output, dtype)
+            with quiet():
+                self.model = Compiled(name, self.model, output, dtype)
         positions = getattr(self.model.config, "max_position_embeddings", None) or spec.max_tokens
         self.max_tokens = min(spec.max_tokens, self.tokenizer.model_max_length, positions)
 

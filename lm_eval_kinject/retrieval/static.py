@@ -1,6 +1,6 @@
 """A transformer distilled into a table: a text's vector is the mean of its word pieces' vectors.
 
-What it is for: ``retriever=static``, for corpora that a transformer would take days to embed: hundreds of times as
+What it is for: ``retriever=static``, for corpora that a transformer would take days to embed: many times as
 fast, at a price in recall. What it does not do: see the order of words, or tell one sense of a word from another.
 
 The one idea is model2vec's: each word piece goes through the transformer once, alone; the vectors lose their common
