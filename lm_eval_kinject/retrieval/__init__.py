@@ -1,4 +1,4 @@
-"""Retrieval: dense (any encoder), BM25 and the controls, behind one protocol; indexes on disk."""
+"""Retrieval: dense (any encoder), BM25 and the controls, behind one protocol; indexes on disk, stores, filters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from lm_eval_kinject.retrieval.index import (
     open_index,
     verify_index,
 )
-from lm_eval_kinject.retrieval.make import CONTROLS, RETRIEVERS, make_index, make_retriever, retriever_problems
+from lm_eval_kinject.retrieval.make import (
+    CONTROLS,
+    RETRIEVERS,
+    make_index,
+    make_retriever,
+    make_store,
+    retriever_problems,
+)
 from lm_eval_kinject.retrieval.protocol import Hits, Retriever
 
 __all__ = [
@@ -28,6 +35,7 @@ __all__ = [
     "index_settings",
     "make_index",
     "make_retriever",
+    "make_store",
     "open_index",
     "retriever_problems",
     "verify_index",
