@@ -21,7 +21,7 @@ corpus_app = group(
 CorpusOption = Annotated[str, typer.Option("--corpus", help="a bundled name, folder, file or Hub dataset id")]
 RetrieverOption = Annotated[str, typer.Option("--retriever", help="minilm, bge, e5, bm25, … or an encoder's id")]
 StoreOption = Annotated[
-    str, typer.Option("--store", help="flat (exact), hnsw, ivf-pq or sq8, with parameters: 'hnsw;M=32'")
+    str, typer.Option("--store", help="flat (exact), hnsw, ivf-pq, sq8, qdrant; parameters: 'hnsw;M=32'")
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, or bfloat16 (faster, hits may move)")]
 

@@ -67,7 +67,7 @@ def read_rows(vectors: Vectors, start: int, stop: int) -> Vectors:
     width = vectors.shape[1]
     place = vectors.offset + start * width * vectors.itemsize
     found = np.fromfile(vectors.filename, vectors.dtype, (stop - start) * width, offset=place)
-    return found.reshape(stop - start, width)
+    return np.asarray(found, dtype=np.float32).reshape(stop - start, width)
 
 
 def take_rows(vectors: Vectors, rows: Rows) -> Vectors:

@@ -57,8 +57,11 @@ class FaissKind:
     learn: Callable[[Any, Material, Settings], Any]
     search: Callable[[Any, Settings, Any, float], Any]
     one_thread: bool = False
-    files: tuple[str, ...] = (_FILE,)
     shareable: bool = True
+
+    def problems(self, given: Settings) -> list[str]:
+        """See `proposers.Kind`; what there is depends on the corpus, and `settings` says it."""
+        return []
 
     def settings(self, given: Settings, chunks: int, dimension: int) -> tuple[Settings, Settings]:
         """See `proposers.Kind`."""
@@ -79,9 +82,9 @@ class FaissKind:
             return _Open(index, self.search)
         faiss.write_index(index, str(folder / _FILE))
         del index
-        return self.open(folder, settings, given)
+        return self.open(folder, settings, given, len(material.distinct))
 
-    def open(self, folder: Path, settings: Settings, given: Settings) -> Proposer:
+    def open(self, folder: Path, settings: Settings, given: Settings, distinct: int) -> Proposer:
         """See `proposers.Kind`."""
         faiss = load_faiss()
         flags = faiss.IO_FLAG_MMAP if self.name == "ivf-pq" else faiss.IO_FLAG_MMAP_IFC

@@ -66,7 +66,8 @@ class Search(Stage):
     )
     store: str = argument(
         "what holds the vectors: `flat` (exact); smaller copies that may miss `hnsw` (`;M=`, `;ef=`), `ivf-pq` "
-        "(`;nlist=`, `;nprobe=`, `;m=`), `sq8`; parameters behind semicolons: `store=hnsw;M=32`",
+        "(`;nlist=`, `;nprobe=`, `;m=`), `sq8`; `qdrant` (`;url=` of a server); parameters behind semicolons: "
+        "`store=hnsw;M=32`",
         text,
         FLAT,
     )

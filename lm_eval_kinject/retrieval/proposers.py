@@ -26,13 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lm_eval_kinject.corpus.corpus import Corpus
+from lm_eval_kinject.errors import IndexStoreError
 from lm_eval_kinject.retrieval.encoders import Vectors
 from lm_eval_kinject.retrieval.exact import Rows, read_rows, take_rows
 from lm_eval_kinject.retrieval.filters import Filter, Mask
 from lm_eval_kinject.retrieval.index import Progress
 from lm_eval_kinject.stages import Check
 
-__all__ = ["Distinct", "Kind", "Material", "Passing", "Proposer", "Settings", "largest_divisor"]
+__all__ = ["Distinct", "Kind", "Material", "Passing", "Proposer", "Settings", "StoreGone", "largest_divisor"]
 
 Settings: TypeAlias = dict[str, Any]
 _PIECE = 1 << 14  # vectors handed over at a time
@@ -151,6 +152,10 @@ class Proposer(Protocol):
         """Gives back files and connections."""
 
 
+class StoreGone(IndexStoreError):
+    """What a folder stands for is no longer where it was put; it can be built again."""
+
+
 class Kind(Protocol):
     """A sort of store."""
 
@@ -163,12 +168,11 @@ class Kind(Protocol):
         """What it takes, by name, each with what it may be."""
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """What `build` writes, beside rows.npy and starts.npy."""
-
-    @property
     def shareable(self) -> bool:
         """Whether a folder that came from somebody else may be opened."""
+
+    def problems(self, given: Settings) -> list[str]:
+        """What is wrong with its parameters together, or lacks in the installation; loads nothing."""
 
     def settings(self, given: Settings, chunks: int, dimension: int) -> tuple[Settings, Settings]:
         """What decides the store, and how it is searched, plain and path-free, with all defaults filled in.
@@ -187,11 +191,12 @@ class Kind(Protocol):
     ) -> Proposer:
         """Makes the store, in ``folder`` (there, empty) or in memory, in bounded memory beside it."""
 
-    def open(self, folder: Path, settings: Settings, given: Settings) -> Proposer:
-        """Opens what `build` made.
+    def open(self, folder: Path, settings: Settings, given: Settings, distinct: int) -> Proposer:
+        """Opens what `build` made, of so many distinct vectors.
 
         Raises:
-            IndexStoreError: it isn't there any more, or is in use.
+            StoreGone: it isn't there any more.
+            IndexStoreError: it can't be opened now.
         """
 
 

@@ -31,7 +31,7 @@ from lm_eval_kinject.errors import ArgumentError, IndexStoreError
 from lm_eval_kinject.log import log
 from lm_eval_kinject.provenance import environment, fingerprint, move_into_place, read_json, write_json
 from lm_eval_kinject.retrieval.encoders import Vectors
-from lm_eval_kinject.retrieval.exact import Exact, Found, Nearest, Rows, decide
+from lm_eval_kinject.retrieval.exact import Exact, Found, Nearest, Rows, decide, take_rows
 from lm_eval_kinject.retrieval.faiss_stores import FAISS_KINDS
 from lm_eval_kinject.retrieval.filters import Allowed
 from lm_eval_kinject.retrieval.index import (
@@ -46,12 +46,13 @@ from lm_eval_kinject.retrieval.index import (
     folder_problems,
     one_builder,
 )
-from lm_eval_kinject.retrieval.proposers import Distinct, Kind, Material, Passing, Proposer, Settings
+from lm_eval_kinject.retrieval.proposers import Distinct, Kind, Material, Passing, Proposer, Settings, StoreGone
+from lm_eval_kinject.retrieval.qdrant_store import QdrantKind
 
 __all__ = ["FLAT", "KINDS", "Store", "StoreSpec", "measured_recall", "open_store", "parse_store"]
 
 FLAT = "flat"
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in FAISS_KINDS}
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (*FAISS_KINDS, QdrantKind())}
 """All stores but ``flat``, by name."""
 
 _DEPTH = 128
@@ -105,6 +106,8 @@ def parse_store(text: str) -> StoreSpec:
             given[key] = takes[key](f"store={name}: {key}", int(value) if value.isdecimal() else value)
         except ArgumentError as error:
             problems += error.problems
+    if name != FLAT:
+        problems += KINDS[name].problems(given)
     if problems:
         raise ArgumentError(problems, "the store")
     return StoreSpec(name, tuple(sorted(given.items())))
@@ -153,7 +156,9 @@ class Store:
 
     def provenance(self) -> dict[str, Any]:
         """What decides the hits, plain and path-free."""
-        build = {name: value for name, value in self.settings.items() if name not in {"format", "index", "store"}}
+        build = {
+            name: value for name, value in self.settings.items() if name not in {"format", "index", "store", "server"}
+        }
         return {"name": self.name, **build, **self.search}
 
 
@@ -210,7 +215,7 @@ def measured_recall(finder: Nearest, exact: Exact, vectors: Vectors, rows: Rows 
     if len(pool) < 2:
         return said
     sample = np.sort(np.random.default_rng(_SEED).choice(pool, size, replace=False))
-    questions = np.ascontiguousarray(vectors[sample])
+    questions = np.ascontiguousarray(take_rows(vectors, sample))
     depth = min(max(_CUTOFFS) + 1, len(pool))
     lists = [searcher.nearest(questions, depth) for searcher in (exact, finder)]
     for k in _CUTOFFS:
@@ -289,10 +294,16 @@ def _folder(maker: _Maker, cache: str | os.PathLike[str] | None, within: bool) -
     name = f"{maker.kind.name}-{fingerprint(maker.settings)[:16]}"
     if maker.index.path is not None:
         inside = maker.index.path / "stores" / name
-        if within or (maker.kind.shareable and inside.is_dir() and not folder_problems(inside)):
+        if maker.kind.shareable and (within or (inside.is_dir() and not folder_problems(inside))):
             return inside
     default = default_folder(maker.corpus, maker.index.settings, cache)
     return default.with_name(f"{default.name}.{name}")
+
+
+def _files(folder: Path) -> list[str]:
+    """All files of a store that is finished, but for the locks of those who open it."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != ".lock"]
+    return sorted(file.relative_to(folder).as_posix() for file in files)
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,12 +329,16 @@ class _Maker:
         if problems:
             log.warning("The store %s is damaged: %s. It is built anew.", folder, "; ".join(problems))
             return None
-        return self._opened(folder)
+        try:
+            return self._opened(folder)
+        except StoreGone as problem:
+            log.warning("%s The store %s is built anew.", problem, folder)
+            return None
 
     def _opened(self, folder: Path) -> Store:
         manifest = read_json(folder / "manifest.json")
         distinct = Distinct(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "starts")))
-        store = self._store(distinct, self.kind.open(folder, self.settings, self.given), folder)
+        store = self._store(distinct, self.kind.open(folder, self.settings, self.given, len(distinct)), folder)
         if manifest["search"] == self.search:
             return self._with(store, manifest["recall"])
         return self._measured(store)
@@ -366,7 +381,7 @@ class _Maker:
             "chunks": len(self.corpus),
             "distinct": len(distinct),
             "dimension": int(self.index.vectors.shape[1]),
-            "files": checksums(folder, ("rows.npy", "starts.npy", *self.kind.files)),
+            "files": checksums(folder, _files(folder)),
             "built": {"environment": environment(), "seconds": round(seconds, 3)},
         }
 
