@@ -40,6 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 K = 5
 _LATENT = 48
 _NOISE = 0.02  # in each of all numbers, beside a length of about 1
+_A_CLUSTER = 1000  # vectors: more than are proposed of a question, or the exact products would mend everything
 _SPREAD = 0.7  # of a cluster, against the distance of clusters
 _PIECE = 1 << 16
 _QDRANT_MOST = 20_000  # vectors from which on qdrant-client itself advises against its local mode
@@ -186,7 +187,7 @@ class _Mixture:
     def __init__(self, size: int, dimension: int, seed: int) -> None:
         rng = np.random.default_rng([seed, 0])
         latent = min(_LATENT, dimension)
-        self._centres = rng.standard_normal((max(1, size // 100), latent)).astype(np.float32)
+        self._centres = rng.standard_normal((max(1, size // _A_CLUSTER), latent)).astype(np.float32)
         self._turn = (rng.standard_normal((latent, dimension)) / np.sqrt(latent * dimension)).astype(np.float32)
         self._seed = seed
 
