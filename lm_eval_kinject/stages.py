@@ -31,6 +31,7 @@ from lm_eval_kinject.errors import ArgumentError
 
 __all__ = [
     "SLOTS",
+    "Check",
     "Line",
     "Open",
     "Slot",

@@ -22,6 +22,9 @@ corpus_app = group(
 CorpusOption = Annotated[str, typer.Option("--corpus", help="a bundled name, folder, file or Hub dataset id")]
 RetrieverOption = Annotated[str, typer.Option("--retriever", help="minilm, bge, e5, bm25, … or an encoder's id")]
 BackendOption = Annotated[str, typer.Option("--backend", help="torch, or openvino (faster on a processor)")]
+StoreOption = Annotated[
+    str, typer.Option("--store", help="flat (exact), hnsw, ivf-pq, sq8, qdrant; parameters: 'hnsw;M=32'")
+]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, or bfloat16 (faster, hits may move)")]
 
 
@@ -33,15 +36,18 @@ def retrieve(
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="how many chunks")] = 3,
     dtype: DtypeOption = "float32",
     backend: BackendOption = "torch",
+    store: StoreOption = "flat",
+    only: Annotated[str | None, typer.Option("--filter", help="by date and source: 'date<2026-11;source=NAME'")] = None,
 ) -> None:
     """Show the chunks that a retriever finds for a question, with their scores."""
     from lm_eval_kinject.corpus import load_corpus
     from lm_eval_kinject.records import Query
     from lm_eval_kinject.retrieval import make_retriever
 
-    searcher = make_retriever(retriever, load_corpus(corpus), dtype=_dtype(dtype), backend=_backend(backend))
-    found = searcher.search([Query(question)], k)[0]
-    for hit in found:
+    made = make_retriever(
+        retriever, load_corpus(corpus), dtype=_dtype(dtype), backend=_backend(backend), store=store, filter=only
+    )
+    for hit in made.search([Query(question)], k)[0]:
         console.print(f"[bold]{hit.rank}. {escape(hit.chunk.id)}[/]  score {hit.score:.4f}", highlight=False)
         console.print(hit.chunk.text + "\n", markup=False, highlight=False)
 
@@ -53,14 +59,21 @@ def index_build(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="folder; default: the cache")] = None,
     dtype: DtypeOption = "float32",
     backend: BackendOption = "torch",
+    store: StoreOption = "flat",
 ) -> None:
     """Build the index of a corpus, or say that it is there; a killed build goes on where it stopped."""
     from lm_eval_kinject.corpus import load_corpus
-    from lm_eval_kinject.retrieval import make_index
+    from lm_eval_kinject.retrieval import make_index, make_store
+    from lm_eval_kinject.retrieval.stores import parse_store
 
+    parse_store(store)  # a typing error costs no build
     texts = load_corpus(corpus)
     built = make_index(retriever, texts, path=out, dtype=_dtype(dtype), backend=_backend(backend))
     print(f"{len(texts)} chunks of {texts.name}, {built.vectors.shape[1]} dimensions: {built.path or 'in memory only'}")
+    held = make_store(store, built, texts, within=out is not None)
+    if held is not None:
+        found = ", ".join(f"{name} {value:.2%}" for name, value in held.recall.items() if name.startswith("recall"))
+        print(f"store {held.name}{f' ({found})' if found else ''}: {held.path or 'in memory only'}")
 
 
 @index_app.command("info")

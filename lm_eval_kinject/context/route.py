@@ -188,6 +188,11 @@ class Again(Route):
             )
         if articles and "route_k" in given:
             found.append("route_k= has no meaning for route_context=articles, which takes whole documents; remove it")
+        if articles and given.get("filter") is not None:
+            found.append(
+                "route_context=articles takes whole documents, which filter= can't hold back; pass "
+                "route_context=chunks, or remove filter="
+            )
         if (fusion := given.get("fusion", "concat")) != "concat":
             found.append(
                 f"{asked} needs one prompt a question, and fusion={fusion} has one a chunk; pass fusion=concat"

@@ -1,4 +1,4 @@
-"""Retrieval: dense (any encoder), BM25 and the controls, behind one protocol; indexes on disk."""
+"""Retrieval: dense (any encoder), BM25 and the controls, behind one protocol; indexes on disk, stores, filters."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lm_eval_kinject.retrieval.make import (
     encoder_of,
     make_index,
     make_retriever,
+    make_store,
     retriever_problems,
 )
 from lm_eval_kinject.retrieval.protocol import Hits, Retriever
@@ -36,6 +37,7 @@ __all__ = [
     "index_settings",
     "make_index",
     "make_retriever",
+    "make_store",
     "open_index",
     "retriever_problems",
     "verify_index",

@@ -21,6 +21,7 @@ from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.errors import RetrievalError
 from lm_eval_kinject.provenance import fingerprint
 from lm_eval_kinject.records import Chunk, Hit, Query, gold_ids
+from lm_eval_kinject.retrieval.filters import Allowed
 from lm_eval_kinject.retrieval.protocol import Hits, check_k, hits_of, id_ranks
 
 __all__ = ["Full", "NoRetrieval", "Oracle", "Random", "chunks_as_hits", "gold_chunks"]
@@ -31,8 +32,9 @@ class _Control:
 
     name: str
 
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus, allowed: Allowed | None = None) -> None:
         self.corpus = corpus
+        self.allowed = allowed
 
     @property
     def fingerprint(self) -> str:
@@ -40,7 +42,8 @@ class _Control:
         return fingerprint(self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return {"name": self.name, "kind": "control", "corpus": self.corpus.fingerprint}
+        filtered = {} if self.allowed is None else {"filter": self.allowed.provenance()}
+        return {"name": self.name, "kind": "control", "corpus": self.corpus.fingerprint, **filtered}
 
     def provenance(self) -> dict[str, Any]:
         """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`."""
@@ -119,28 +122,32 @@ class _Draw:
 
 
 class Random(_Control):
-    """``k`` distinct chunks, drawn uniformly; a draw depends on ``seed``, the query's text and the ids alone."""
+    """``k`` distinct chunks, drawn uniformly; a draw depends on ``seed``, the query's text and the ids alone.
+
+    With a filter, of those that pass.
+    """
 
     name = "random"
 
-    def __init__(self, corpus: Corpus, seed: int) -> None:
-        super().__init__(corpus)
+    def __init__(self, corpus: Corpus, seed: int, allowed: Allowed | None = None) -> None:
+        super().__init__(corpus, allowed)
         self.seed = seed
-        self._by_id = [int(row) for row in id_ranks(corpus).argsort()]
+        passes = None if allowed is None else allowed.mask
+        self._by_id = [int(row) for row in id_ranks(corpus).argsort() if passes is None or passes[row]]
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "seed": self.seed}
 
     def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
         """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`."""
-        check_k(k, self.corpus)
+        check_k(k, self.corpus, self.allowed)
         scores = [1 / rank for rank in range(1, k + 1)]
         return [hits_of(self.corpus, [self._by_id[i] for i in self._draw(query).rows(k)], scores) for query in queries]
 
     def _draw(self, query: Query) -> _Draw:
         text = f"{self.seed}\0{query.text}".encode("utf-8", errors="surrogatepass")
         seed = int.from_bytes(hashlib.sha256(text).digest(), "big")
-        return _Draw(random.Random(seed), len(self.corpus))
+        return _Draw(random.Random(seed), len(self._by_id))
 
 
 class Full(_Control):
@@ -151,8 +158,9 @@ class Full(_Control):
     def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
         """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`."""
         check_k(min(k, 0), self.corpus)
-        size = len(self.corpus) if k else 0
-        hits = hits_of(self.corpus, range(size), [1 / rank for rank in range(1, size + 1)])
+        rows: Sequence[int] = range(len(self.corpus)) if self.allowed is None else [int(r) for r in self.allowed.rows]
+        size = len(rows) if k else 0
+        hits = hits_of(self.corpus, rows[:size], [1 / rank for rank in range(1, size + 1)])
         return [hits for _ in queries]
 
 

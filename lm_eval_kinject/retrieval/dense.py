@@ -1,64 +1,88 @@
-"""Search by vectors: embeds the questions, and finds the chunks with the highest inner product, exactly.
+"""Search by vectors: embeds the questions, and finds the chunks with the highest inner product.
 
-What it is for: any encoder of ``encoders.py`` over an index of ``index.py``. What it does not do: approximate search.
+What it is for: any encoder of ``encoders.py`` over an index of ``index.py``, by the index itself (``exact.py``) or by a
+store of it (``stores.py``), over all chunks or those that pass a filter. What it does not do: decide how vectors are
+searched; it turns texts into questions and rows into hits.
 
-The one idea: FAISS proposes, float64 decides. FAISS's float32 sums differ in their last bits with the batch and with a
-chunk's row, which would order equal chunks by accident. So it fetches a margin beyond k, the candidates' inner
-products are computed again one by one, and ties break by chunk id; where the k-th score reaches the margin's end
-the margin grows.
+The one idea: each text is embedded once, and the vectors of the index alone give scores.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.provenance import fingerprint
 from lm_eval_kinject.records import Chunk, Query
 from lm_eval_kinject.retrieval.encoders import Encoder, Vectors
+from lm_eval_kinject.retrieval.exact import Doubles, Exact, Nearest
+from lm_eval_kinject.retrieval.filters import Allowed
 from lm_eval_kinject.retrieval.index import DenseIndex
-from lm_eval_kinject.retrieval.protocol import Hits, check_k, hits_of, id_ranks, top_rows
+from lm_eval_kinject.retrieval.protocol import Hits, check_k, hits_of, id_ranks
+from lm_eval_kinject.retrieval.stores import Approximate, Store
 
 __all__ = ["DenseRetriever"]
 
-Doubles: TypeAlias = npt.NDArray[np.float64]
-
-_MARGIN = 32
-_FLOAT32_SLACK = 1e-5  # of the product of two vectors' lengths: more than a float32 sum can be off
-
 
 class DenseRetriever:
-    """Exact inner-product search over a corpus.
+    """Inner-product search over a corpus.
 
     Args:
         name: as given by the user.
         corpus: what is searched; its rows are the index's.
         encoder: embeds the questions.
         index: the corpus's vectors, made by the same encoder.
+        store: what is searched for candidates; None: the index itself.
+        allowed: the chunks that may be found; None: all.
     """
 
-    def __init__(self, name: str, corpus: Corpus, encoder: Encoder, index: DenseIndex) -> None:
+    def __init__(
+        self,
+        name: str,
+        corpus: Corpus,
+        encoder: Encoder,
+        index: DenseIndex,
+        *,
+        store: Store | None = None,
+        allowed: Allowed | None = None,
+    ) -> None:
         self.name = name
         self.corpus = corpus
         self.encoder = encoder
         self.index = index
-        self._ranks = id_ranks(corpus)
+        self.store = store
+        self.allowed = allowed
+        ranks = id_ranks(corpus)
+        self._finder: Nearest = Exact(index.vectors, ranks, None if allowed is None else allowed.rows)
+        self._searched: dict[str, Any] = {}
+        if store is not None:
+            self._finder, self._searched = store.finder(ranks, allowed)
         self._known: dict[str, Vectors] = {}
-        self._longest = float(np.sqrt(np.max(np.einsum("ij,ij->i", index.vectors, index.vectors))))
+        self._rows: dict[str, int] | None = None
 
     @property
     def fingerprint(self) -> str:
         """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`."""
-        return fingerprint({"kind": "dense", "index": self.index.settings})
+        decides: dict[str, Any] = {"kind": "dense", "index": self.index.settings}
+        if self.store is not None:
+            decides["store"] = self.store.provenance()
+        if self.allowed is not None:
+            decides["filter"] = str(self.allowed.filter)
+        return fingerprint(decides)
 
     def provenance(self) -> dict[str, Any]:
         """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`."""
+        more: dict[str, Any] = {}
+        if self.store is not None:
+            more["store"] = dict(self._searched)
+            if isinstance(self._finder, Approximate):
+                more["store"]["searched_exactly"] = self._finder.searched_exactly
+        if self.allowed is not None:
+            more["filter"] = self.allowed.provenance()
         return {
             "name": _without_folders(self.name),
             "kind": "dense",
@@ -67,6 +91,7 @@ class DenseRetriever:
             "device": self.encoder.device,
             "index": {"key": self.index.key, "passages_cut": self.index.passages_cut},
             "queries_cut": self.encoder.queries_cut,
+            **more,
             "fingerprint": self.fingerprint,
         }
 
@@ -75,12 +100,13 @@ class DenseRetriever:
 
         Each text is embedded once in a retriever's life, together with all other new ones of the call.
         """
-        check_k(k, self.corpus)
+        check_k(k, self.corpus, self.allowed)
         if k == 0 or not queries:
             return [() for _ in queries]
         texts = sorted({query.text for query in queries})
         self._embed(texts)
-        found = dict(zip(texts, self._nearest(np.stack([self._known[text] for text in texts]), k), strict=True))
+        nearest = self._finder.nearest(np.stack([self._known[text] for text in texts]), k)
+        found = {text: hits_of(self.corpus, *best) for text, best in zip(texts, nearest, strict=True)}
         return [found[query.text] for query in queries]
 
     def unit_vectors(self, query: Query, chunks: Sequence[Chunk]) -> tuple[Doubles, Doubles]:
@@ -100,36 +126,6 @@ class DenseRetriever:
         new = [text for text in texts if text not in self._known]
         if new:
             self._known.update(zip(new, self.encoder.encode_queries(new), strict=True))
-
-    def _nearest(self, questions: Vectors, k: int) -> list[Hits]:
-        """Hits of each question vector; shape (questions, dimension)."""
-        logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # says at INFO which instruction sets it looked for
-        import faiss
-
-        size = len(self.corpus)
-        results: list[Hits | None] = [None] * len(questions)
-        slack = 2 * _FLOAT32_SLACK * self._longest * np.linalg.norm(questions, axis=1)
-        open_rows = list(range(len(questions)))
-        fetched = min(size, k + _MARGIN)
-        while open_rows:
-            asked = np.ascontiguousarray(questions[open_rows])
-            scores, rows = faiss.knn(asked, self.index.vectors, fetched, metric=faiss.METRIC_INNER_PRODUCT)
-            unresolved = []
-            for at, question in enumerate(open_rows):
-                if fetched < size and scores[at, -1] >= scores[at, k - 1] - slack[question]:
-                    unresolved.append(question)  # a chunk not fetched may tie with the k-th
-                else:
-                    results[question] = self._exact(questions[question], rows[at], k)
-            open_rows = unresolved
-            fetched = min(size, fetched * 4)
-        return [hits for hits in results if hits is not None]
-
-    def _exact(self, question: Vectors, rows: Any, k: int) -> Hits:
-        # The sum runs along each row alone, so equal vectors get equal scores wherever they stand.
-        products = self.index.vectors[rows].astype(np.float64) * question.astype(np.float64)
-        scores = products.sum(axis=1)
-        best = top_rows(scores, self._ranks[rows], k)
-        return hits_of(self.corpus, rows[best], scores[best])
 
 
 def _unit(vectors: Doubles) -> Doubles:

@@ -22,6 +22,7 @@ from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.provenance import fingerprint
 from lm_eval_kinject.records import Hit, Query
 from lm_eval_kinject.retrieval.dense import DenseRetriever
+from lm_eval_kinject.retrieval.filters import Allowed
 from lm_eval_kinject.retrieval.protocol import Hits, check_k, hits_of, id_ranks
 from lm_eval_kinject.retrieval.sparse import BM25
 
@@ -40,10 +41,12 @@ class Hybrid:
         name: as given by the user (``hybrid``, ``hybrid:bge``).
         dense: searches by vectors; its corpus is what is searched.
         sparse: searches by words, over the same corpus.
+        allowed: the chunks that may be found, of both; None: all.
     """
 
-    def __init__(self, name: str, dense: DenseRetriever, sparse: BM25) -> None:
+    def __init__(self, name: str, dense: DenseRetriever, sparse: BM25, allowed: Allowed | None = None) -> None:
         self.name = name
+        self.allowed = allowed
         self.corpus: Corpus = dense.corpus
         self.dense = dense
         self.sparse = sparse
@@ -67,10 +70,10 @@ class Hybrid:
 
     def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
         """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`; scores are fused ones, 2 / 61 at most."""
-        check_k(k, self.corpus)
+        check_k(k, self.corpus, self.allowed)
         if k == 0:
             return [() for _ in queries]
-        depth = min(len(self.corpus), max(k, DEPTH))
+        depth = min(len(self.corpus) if self.allowed is None else len(self.allowed), max(k, DEPTH))
         lists = zip(self.dense.search(queries, depth), self.sparse.search(queries, depth), strict=True)
         return [self._fused(_ranks(dense), _ranks(h for h in sparse if h.score > 0), k) for dense, sparse in lists]
 

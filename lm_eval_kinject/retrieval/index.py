@@ -11,6 +11,7 @@ three states only: absent, whole, or damaged, and the last is named, never used.
       NAME-KEY/              embeddings.npy (chunks x dimension, float32)  ids.json  manifest.json
       NAME-KEY.building/     shards/00000.npy 00000.json …   finished parts of a build; a killed one goes on from them
       NAME-KEY.lock          held while building, freed by the system if the holder dies
+      NAME-KEY.STORE-KEY/    what `stores.py` makes of an index, in the same three states
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -58,10 +59,13 @@ __all__ = [
     "verify_index",
 ]
 
-_FORMAT = 1
+FORMAT = 1
+INDEX_KIND = "lm-eval-kinject dense index"
+STORE_KIND = "lm-eval-kinject store"
 _SHARD = 512
 _FILES = ("embeddings.npy", "ids.json")
-_UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+_STORE_FILES = ("rows.npy", "starts.npy")  # and those that the manifest names: each sort of store has its own
+UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 Progress = Callable[[int, int], None]
@@ -96,7 +100,7 @@ def cached_indexes(cache: str | os.PathLike[str] | None = None) -> list[Path]:
 def index_settings(corpus: Corpus, encoder: Encoder) -> dict[str, Any]:
     """All that decides an index's vectors: chunks, cutting, model and revision, prefixes, pooling, length and dtype."""
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "corpus": corpus.fingerprint,
         "chunking": dict(corpus.chunking),
         "encoder": dict(encoder.settings),
@@ -131,7 +135,7 @@ def build_index(
         IndexStoreError: the disk is full, or ``path`` can't be written or holds something else.
     """
     settings = index_settings(corpus, encoder)
-    folder = Path(path) if path is not None else _default_folder(corpus, settings, cache)
+    folder = Path(path) if path is not None else default_folder(corpus, settings, cache)
     if path is not None:
         _refuse_foreign_content(folder)
     found = _usable(folder, settings)
@@ -139,11 +143,11 @@ def build_index(
         return found
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _one_builder(folder):
+        with one_builder(folder):
             found = _usable(folder, settings, warn=True)
             return found if found is not None else _build(corpus, encoder, settings, folder, progress)
     except OSError as problem:
-        if problem.errno in _UNWRITABLE and path is None:
+        if problem.errno in UNWRITABLE and path is None:
             log.warning(
                 "the index cache can't be written (%s): the index of %s is built in memory, for this process only; set "
                 "KINJECT_CACHE to a folder that can be written",
@@ -151,10 +155,10 @@ def build_index(
                 corpus.name,
             )
             return _in_memory(corpus, encoder, settings, progress)
-        raise IndexStoreError(_disk_message(problem, folder)) from problem
+        raise IndexStoreError(disk_message(problem, folder)) from problem
 
 
-def _disk_message(problem: OSError, folder: Path) -> str:
+def disk_message(problem: OSError, folder: Path) -> str:
     if problem.errno in _FULL:
         return (
             f"The disk is full: the index {folder} can't be written. Free some space, or set KINJECT_CACHE to a folder "
@@ -163,7 +167,7 @@ def _disk_message(problem: OSError, folder: Path) -> str:
     return f"The index {folder} can't be written: {problem.strerror or problem}. Set KINJECT_CACHE to another folder."
 
 
-def _default_folder(corpus: Corpus, settings: Mapping[str, Any], cache: str | os.PathLike[str] | None) -> Path:
+def default_folder(corpus: Corpus, settings: Mapping[str, Any], cache: str | os.PathLike[str] | None) -> Path:
     root = Path(cache) if cache is not None else cache_dir()
     label = re.sub(r"[^\w.-]+", "-", corpus.name).strip("-.")[:40] or "corpus"
     return root / "indexes" / f"{label}-{fingerprint(settings)[:16]}"
@@ -190,7 +194,7 @@ def _usable(folder: Path, settings: Mapping[str, Any], *, warn: bool = False) ->
 
 
 @contextmanager
-def _one_builder(folder: Path) -> Iterator[None]:
+def one_builder(folder: Path) -> Iterator[None]:
     """Holds the folder's lock; others wait. The system frees it when its holder dies."""
     from filelock import FileLock, Timeout
 
@@ -322,17 +326,21 @@ def _assemble(plan: _Plan, building: Path) -> int:
 
 def _manifest(corpus: Corpus, settings: Mapping[str, Any], folder: Path, dimension: int, cut: int) -> dict[str, Any]:
     return {
-        "kind": "lm-eval-kinject dense index",
+        "kind": INDEX_KIND,
         "key": fingerprint(settings),
         "settings": dict(settings),
         "corpus": corpus.name,
         "chunks": len(corpus),
         "dimension": dimension,
         "passages_cut": cut,
-        "files": {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": fingerprint_file(folder / name)}
-            for name in _FILES
-        },
+        "files": checksums(folder, _FILES),
+    }
+
+
+def checksums(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What a manifest says of its folder's files: size and SHA-256, by name."""
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": fingerprint_file(folder / name)} for name in names
     }
 
 
@@ -364,10 +372,12 @@ def open_index(path: str | os.PathLike[str], settings: Mapping[str, Any] | None 
         IndexStoreError: it is no index, damaged, or made with other settings; the message says what differs.
     """
     folder = Path(path)
-    problems = verify_index(folder)
+    problems = folder_problems(folder)
     if problems:
         raise IndexStoreError(f"The index {folder} is damaged: {'; '.join(problems)}.")
     manifest = read_json(folder / "manifest.json")
+    if manifest["kind"] != INDEX_KIND:
+        raise IndexStoreError(f"{folder} is a store of an index, not the index: give the folder of the index itself.")
     if settings is not None and manifest["key"] != fingerprint(settings):
         differences = list(_differences(manifest["settings"], settings))
         raise IndexStoreError(
@@ -392,12 +402,19 @@ def _short(value: Any) -> str:
 
 
 def verify_index(path: str | os.PathLike[str]) -> list[str]:
-    """What is wrong with an index folder, one sentence each; empty if it is whole.
+    """What is wrong with an index or a store of one, one sentence each; empty if it is whole.
 
     Every byte is read: sizes and SHA-256 against the manifest, the manifest's key against its settings, and the shape
-    against its count of chunks.
+    against its count of chunks. The stores that lie within an index's folder are looked at, too.
     """
     folder = Path(path)
+    within = sorted(entry for entry in (folder / "stores").glob("*") if not entry.name.endswith((".building", ".lock")))
+    inner = [f"stores/{store.name}: {problem}" for store in within for problem in folder_problems(store)]
+    return folder_problems(folder) + inner
+
+
+def folder_problems(folder: Path) -> list[str]:
+    """As `verify_index`, of the folder alone."""
     if not folder.is_dir():
         return ["there is no such folder"]
     try:
@@ -413,13 +430,15 @@ def verify_index(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _manifest_problems(folder: Path, manifest: Any) -> Iterator[str]:
-    if manifest["kind"] != "lm-eval-kinject dense index" or manifest["settings"]["format"] != _FORMAT:
-        yield f"its manifest.json is of another kind or format ({manifest['kind']})"
+    kind = manifest["kind"]
+    if kind not in (INDEX_KIND, STORE_KIND) or manifest["settings"]["format"] != FORMAT:
+        yield f"its manifest.json is of another kind or format ({kind})"
         return
     if manifest["key"] != fingerprint(manifest["settings"]):
         yield "its settings don't match its key"
-    before = len(_FILES)
-    for name in _FILES:
+    names = _FILES if kind == INDEX_KIND else tuple(dict.fromkeys((*_STORE_FILES, *manifest["files"])))
+    before = len(names)
+    for name in names:
         file, entry = folder / name, manifest["files"][name]
         if not file.is_file():
             yield f"{name} is missing"
@@ -429,7 +448,7 @@ def _manifest_problems(folder: Path, manifest: Any) -> Iterator[str]:
             yield f"the checksum of {name} doesn't match"
         else:
             before -= 1
-    if before == 0:
+    if before == 0 and kind == INDEX_KIND:
         shape = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False).shape
         if shape != (manifest["chunks"], manifest["dimension"]):
             yield f"its vectors have the shape {shape}, not {(manifest['chunks'], manifest['dimension'])}"

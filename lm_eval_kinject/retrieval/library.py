@@ -18,8 +18,10 @@ from typing import Any, ClassVar, Protocol
 from lm_eval_kinject.corpus import Corpus, load_corpus
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.records import Query
+from lm_eval_kinject.retrieval.filters import Allowed, parse_filter
 from lm_eval_kinject.retrieval.make import DEFAULT_SEED, make_retriever, retriever_problems
-from lm_eval_kinject.retrieval.protocol import Hits, Retriever
+from lm_eval_kinject.retrieval.protocol import Hits, Retriever, check_k
+from lm_eval_kinject.retrieval.stores import FLAT
 from lm_eval_kinject.stages import Stage, argument, optional, register, slot, text, whole
 
 __all__ = [
@@ -62,6 +64,18 @@ class Search(Stage):
     index: str | None = argument(
         "a prebuilt index, a folder or Hub id", optional(text), None, shown="built once into the cache"
     )
+    store: str = argument(
+        "what holds the vectors: `flat` (exact); smaller copies that may miss `hnsw` (`;M=`, `;ef=`), `ivf-pq` "
+        "(`;nlist=`, `;nprobe=`, `;m=`), `sq8`; `qdrant` (`;url=` of a server); parameters behind semicolons: "
+        "`store=hnsw;M=32`",
+        text,
+        FLAT,
+    )
+    filter: str | None = argument(
+        "which chunks may be found, by date and source, decided before ranking: `date<2026-11;source=NAME`",
+        optional(text),
+        None,
+    )
     retriever_dtype: str = argument("`float32`, or `bfloat16` where the processor has it", text, "float32")
     retriever_backend: str = argument(
         "what runs it on a processor: `torch`, or `openvino` (extra `openvino`), which is faster", text, "torch"
@@ -84,6 +98,8 @@ class Search(Stage):
             backend=given.get("retriever_backend", cls.retriever_backend),
             index=given.get("index"),
             revision=given.get("retriever_revision"),
+            store=given.get("store", cls.store),
+            filter=given.get("filter"),
         )
 
     @classmethod
@@ -107,7 +123,13 @@ class Search(Stage):
             revision=self.retriever_revision,
             seed=self.retriever_seed,
             device=device,
+            store=self.store,
+            filter=self.filter,
         )
+
+    def allowed(self, corpus: Corpus) -> Allowed | None:
+        """The chunks of a corpus that may be found; None without a filter."""
+        return None if self.filter is None else parse_filter(self.filter).of(corpus)
 
     def provenance(self) -> dict[str, Any]:
         """Name and k; the retriever itself says the rest (``retrievers`` in the results)."""
@@ -267,13 +289,14 @@ class Library:
     corpora: dict[str, Corpus] = field(default_factory=dict)
     retrievers: dict[str, Retriever] = field(default_factory=dict)
     ranker: Ranker | None = None
+    _sizes: dict[str, int] = field(default_factory=dict)  # chunks that may be found, by the corpus's spec
 
     def corpus(self, spec: str) -> Corpus:
         """Loads a corpus and checks that it holds as many chunks as are asked for.
 
         Raises:
             CorpusError: it can't be loaded.
-            ArgumentError: ``k`` is larger than the corpus.
+            ArgumentError: ``k`` is larger than the corpus, or than what the filter leaves of it.
         """
         if spec not in self.corpora:
             if spec not in self.shelf.corpora:
@@ -281,12 +304,16 @@ class Library:
                     self.shelf.corpora[spec] = load_corpus(spec)
             corpus = self.shelf.corpora[spec]
             k = self.search.k
+            allowed = self.search.allowed(corpus)
+            self._sizes[spec] = len(corpus.chunks) if allowed is None else len(allowed)
             if k > len(corpus.chunks) and self.search.retriever != "full":
                 raise ArgumentError(
                     f"k={k}, but the corpus {corpus.name} has only {len(corpus.chunks)} chunks; lower k=, or pass a "
                     "larger corpus=",
                     self.where,
                 )
+            if self.search.retriever != "full":
+                check_k(k, corpus, allowed)
             self.corpora[spec] = corpus
         return self.corpora[spec]
 
@@ -313,7 +340,7 @@ class Library:
         depth = max(wanted, self.more)
         spare = max((len(corpus.by_document.get(query.without or "", ())) for query in unique), default=0)
         with clock(self.seconds, "retrieval"):
-            retrieved = retriever.search(unique, min(depth + spare, len(corpus.chunks)))
+            retrieved = retriever.search(unique, min(depth + spare, self._sizes[spec]))
         if spare:
             kept = depth if self.search.retriever != "full" else None
             retrieved = [_without(query, hits)[:kept] for query, hits in zip(unique, retrieved, strict=True)]

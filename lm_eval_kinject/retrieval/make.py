@@ -27,10 +27,12 @@ from lm_eval_kinject.log import log
 from lm_eval_kinject.retrieval.controls import Full, NoRetrieval, Oracle, Random
 from lm_eval_kinject.retrieval.dense import DenseRetriever
 from lm_eval_kinject.retrieval.encoders import KNOWN, Backend, Dtype, Encoder, EncoderSpec, load_encoder
+from lm_eval_kinject.retrieval.filters import parse_filter
 from lm_eval_kinject.retrieval.hybrid import Hybrid
 from lm_eval_kinject.retrieval.index import DenseIndex, Progress, build_index, index_settings, open_index
-from lm_eval_kinject.retrieval.protocol import Retriever
+from lm_eval_kinject.retrieval.protocol import Retriever, id_ranks
 from lm_eval_kinject.retrieval.sparse import BM25
+from lm_eval_kinject.retrieval.stores import FLAT, Store, open_store, parse_store
 
 __all__ = [
     "CONTROLS", "DEFAULT_SEED", "RETRIEVERS", "encoder_of", "kind_of", "make_index", "make_retriever",
@@ -48,6 +50,7 @@ _JOINED = "minilm"  # what `hybrid` alone joins with BM25
 _DTYPES = ("float32", "bfloat16")
 _BACKENDS = ("torch", "openvino")
 _SHOW_PROGRESS_FROM = 1024
+_UNFILTERED = {"oracle": "gives the right chunk, whatever its date and source", "none": "finds nothing"}
 
 
 Kind: TypeAlias = Literal["dense", "bm25", "hybrid", "control", "unknown"]
@@ -102,6 +105,8 @@ def retriever_problems(
     backend: str = "torch",
     index: str | os.PathLike[str] | None = None,
     revision: str | None = None,
+    store: str = FLAT,
+    filter: str | None = None,
 ) -> list[str]:
     """What is wrong with these arguments of :func:`make_retriever`, a sentence each; loads nothing."""
     choice = _choose(name)
@@ -139,6 +144,25 @@ def retriever_problems(
         )
     if index is not None and _index_missing(os.fspath(index)):
         problems.append(f"index={os.fspath(index)}: there is no such folder; leave index= out to build one.")
+    return problems + _search_problems(name, choice, store, filter)
+
+
+def _search_problems(name: str, choice: _Choice, store: str, filter: str | None) -> list[str]:
+    """What is wrong with ``store=`` and ``filter=``."""
+    problems: list[str] = []
+    try:
+        flat = parse_store(store).flat
+        if choice.kind in {"bm25", "control"} and not flat:
+            problems.append(f"store= has no meaning for retriever={name}, which has no vectors: leave it out.")
+    except ArgumentError as error:
+        problems += error.problems
+    if filter is not None:
+        try:
+            parse_filter(filter)
+        except ArgumentError as error:
+            problems += error.problems
+        if name in _UNFILTERED:
+            problems.append(f"filter= has no meaning for retriever={name}, which {_UNFILTERED[name]}: leave it out.")
     return problems
 
 
@@ -194,6 +218,8 @@ def make_retriever(
     device: str | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    store: str = FLAT,
+    filter: str | None = None,
 ) -> Retriever:
     """A retriever over ``corpus``, its model loaded and its index built or opened.
 
@@ -211,20 +237,27 @@ def make_retriever(
         device: torch device of the encoder; default: ``cuda`` where there is one, else ``cpu``.
         cache: where indexes are kept; default: ``KINJECT_CACHE`` or ``~/.cache/lm-eval-kinject``.
         progress: called with (passages done, in all) while an index is built; default: a bar on stderr for long ones.
+        store: what holds the vectors for searching, with its parameters: ``hnsw;M=32`` (`stores.parse_store`).
+        filter: which chunks may be found: ``date<2026-11;source=NAME`` (`filters.parse_filter`).
 
     Raises:
-        ArgumentError: unknown name or contradictory arguments, all at once.
+        ArgumentError: unknown name or contradictory arguments, all at once; a filter that leaves no chunk.
         RetrievalError: the model can't be reached or loaded.
         IndexStoreError: ``index`` is damaged or of another corpus or model; the disk is full.
     """
-    problems = retriever_problems(name, dtype=dtype, backend=backend, index=index, revision=revision)
+    problems = retriever_problems(
+        name, dtype=dtype, backend=backend, index=index, revision=revision, store=store, filter=filter
+    )
     if problems:
         raise ArgumentError(problems, "the retriever's arguments")
     choice = _choose(name)
+    allowed = None if filter is None else parse_filter(filter).of(corpus)
+    if allowed is not None:
+        allowed.say(corpus)
     if choice.kind == "control":
-        return Random(corpus, seed) if name == "random" else _CONTROL_CLASSES[name](corpus)
+        return Random(corpus, seed, allowed) if name == "random" else _CONTROL_CLASSES[name](corpus, allowed)
     if choice.kind == "bm25":
-        return BM25(corpus)
+        return BM25(corpus, allowed=allowed)
     asked, name = name, choice.joined or name
     encoder = load_encoder(
         name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, backend=backend, device=device
@@ -232,7 +265,7 @@ def make_retriever(
     if index is not None:
         opened = open_index(_index_folder(os.fspath(index)), index_settings(corpus, encoder))
     else:
-        with _bar(corpus, progress) as show:
+        with _bar(corpus, progress, "index") as show:
             opened = build_index(corpus, encoder, cache=cache, progress=show)
     if opened.passages_cut:
         log.warning(
@@ -243,8 +276,9 @@ def make_retriever(
             len(corpus),
             corpus.name,
         )
-    dense = DenseRetriever(name, corpus, encoder, opened)
-    return Hybrid(asked, dense, BM25(corpus)) if choice.kind == "hybrid" else dense
+    held = make_store(store, opened, corpus, cache=cache, progress=progress)
+    dense = DenseRetriever(name, corpus, encoder, opened, store=held, allowed=allowed)
+    return Hybrid(asked, dense, BM25(corpus, allowed=allowed), allowed) if choice.kind == "hybrid" else dense
 
 
 def encoder_of(name: str, *, device: str | None = None) -> Encoder | None:
@@ -293,8 +327,38 @@ def make_index(
     encoder = load_encoder(
         name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, backend=backend, device=device
     )
-    with _bar(corpus, progress) as show:
+    with _bar(corpus, progress, "index") as show:
         return build_index(corpus, encoder, path=path, progress=show)
+
+
+def make_store(
+    store: str,
+    index: DenseIndex,
+    corpus: Corpus,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    within: bool = False,
+    progress: Progress | None = None,
+) -> Store | None:
+    """The store of an index, built or opened; None for ``flat``, which is the index.
+
+    Args:
+        store: with its parameters, as of `make_retriever`.
+        index: whose vectors it holds.
+        corpus: that of the index.
+        cache: as of `make_retriever`.
+        within: build it in the index's own folder and not in the cache.
+        progress: called with (distinct vectors done, in all).
+
+    Raises:
+        ArgumentError: it is unknown, or its parameters don't fit.
+        IndexStoreError: the disk is full.
+    """
+    spec = parse_store(store)
+    if spec.flat:
+        return None
+    with _bar(corpus, progress, f"store {spec.name}") as show:
+        return open_store(spec, index, corpus, id_ranks(corpus), cache=cache, within=within, progress=show)
 
 
 _CONTROL_CLASSES: dict[str, type[Oracle] | type[Full] | type[NoRetrieval]] = {
@@ -316,7 +380,7 @@ def _index_folder(index: str) -> Path:
 
 
 @contextmanager
-def _bar(corpus: Corpus, progress: Progress | None) -> Iterator[Progress | None]:
+def _bar(corpus: Corpus, progress: Progress | None, what: str) -> Iterator[Progress | None]:
     """The caller's progress callback, or a bar on stderr where the build is long and someone may be watching."""
     if progress is not None or len(corpus) < _SHOW_PROGRESS_FROM:
         yield progress
@@ -324,7 +388,7 @@ def _bar(corpus: Corpus, progress: Progress | None) -> Iterator[Progress | None]
     from tqdm import tqdm
 
     bar = tqdm(
-        total=len(corpus), desc=f"index of {corpus.name}", unit=" chunks", file=sys.stderr, disable=None, leave=False
+        total=len(corpus), desc=f"{what} of {corpus.name}", unit=" chunks", file=sys.stderr, disable=None, leave=False
     )
 
     def show(done: int, total: int) -> None:

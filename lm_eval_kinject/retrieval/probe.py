@@ -100,4 +100,4 @@ class RandomOnes(_Among):
     def _candidates(
         self, corpus: Corpus, queries: Sequence[Query], found: Sequence[Hits], search: Search
     ) -> Sequence[Hits]:
-        return Random(corpus, search.retriever_seed).search(queries, search.k)
+        return Random(corpus, search.retriever_seed, search.allowed(corpus)).search(queries, search.k)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.records import Hit, Query
+from lm_eval_kinject.retrieval.filters import Allowed
 
 __all__ = ["Floats", "Hits", "Retriever", "check_k", "hits_of", "id_ranks", "top_rows"]
 
@@ -56,14 +57,20 @@ class Retriever(Protocol):
         """
 
 
-def check_k(k: int, corpus: Corpus) -> None:
-    """Refuses a ``k`` that is negative or larger than the corpus."""
+def check_k(k: int, corpus: Corpus, allowed: Allowed | None = None) -> None:
+    """Refuses a ``k`` that is negative, or larger than the corpus or what a filter leaves of it."""
     if k < 0:
         raise ArgumentError(f"k={k} is negative: give k=0 for no retrieval, or a positive number.", "retrieval")
     if k > len(corpus):
         raise ArgumentError(
             f"k={k} is larger than the corpus {corpus.name}, which has {len(corpus)} chunks: "
             f"give k={len(corpus)} or less, or retriever=full for all of it.",
+            "retrieval",
+        )
+    if allowed is not None and k > len(allowed):
+        raise ArgumentError(
+            f"k={k}, but filter={allowed.filter} leaves only {len(allowed)} of the {len(corpus)} chunks of "
+            f"{corpus.name}: give k={len(allowed)} or less, or a wider filter.",
             "retrieval",
         )
 

@@ -21,10 +21,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.provenance import fingerprint
 from lm_eval_kinject.records import Query
+from lm_eval_kinject.retrieval.filters import Allowed
 from lm_eval_kinject.retrieval.protocol import Floats, Hits, check_k, hits_of, id_ranks, top_rows
 
 __all__ = ["BM25", "tokenise"]
@@ -51,17 +53,19 @@ class BM25:
         corpus: what is searched.
         k1: how slowly repeated words saturate, >= 0.
         b: how much long chunks are held back, 0 to 1.
+        allowed: the chunks that may be found; None: all. idf and lengths are those of the whole corpus.
     """
 
     name = "bm25"
 
-    def __init__(self, corpus: Corpus, *, k1: float = K1, b: float = B) -> None:
+    def __init__(self, corpus: Corpus, *, k1: float = K1, b: float = B, allowed: Allowed | None = None) -> None:
         import bm25s
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG, which any root handler shows
         self.corpus = corpus
         self.k1 = k1
         self.b = b
+        self.allowed = allowed
         self._ranks = id_ranks(corpus)
         documents = [tokenise(chunk.text) for chunk in corpus.chunks]
         self._index: Any = None
@@ -70,7 +74,9 @@ class BM25:
             self._index.index(documents, show_progress=False)
 
     def _settings(self) -> dict[str, Any]:
+        filtered = {} if self.allowed is None else {"filter": self.allowed.provenance()}
         return {
+            **filtered,
             "name": self.name,
             "kind": "sparse",
             "corpus": self.corpus.fingerprint,
@@ -91,16 +97,22 @@ class BM25:
 
     def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
         """See :class:`~lm_eval_kinject.retrieval.protocol.Retriever`; chunks that share no word score 0."""
-        check_k(k, self.corpus)
+        check_k(k, self.corpus, self.allowed)
         if k == 0:
             return [() for _ in queries]
         found: dict[str, Hits] = {}
         for query in queries:
             if query.text not in found:
                 scores = self._scores(query.text)
-                rows = top_rows(scores, self._ranks, k)
+                rows = self._best(scores, k)
                 found[query.text] = hits_of(self.corpus, rows, scores[rows])
         return [found[query.text] for query in queries]
+
+    def _best(self, scores: Floats, k: int) -> npt.NDArray[np.int64]:
+        if self.allowed is None:
+            return top_rows(scores, self._ranks, k)
+        rows = self.allowed.rows
+        return rows[top_rows(scores[rows], self._ranks[rows], k)]
 
     def _scores(self, text: str) -> Floats:
         """Scores of all chunks, shape (chunks,)."""

@@ -15,9 +15,11 @@ from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.records import Query
 from lm_eval_kinject.retrieval import Hits, Retriever, make_retriever
 
+STORES = ("hnsw", "ivf-pq", "sq8", "qdrant")
 NAMES = (
     *("minilm", "bge", "bge-large-en", "e5", "mxbai", "contriever", "dragon", "dpr", "sentence-transformers"),
     *("static", "bm25", "hybrid", "hybrid of bge", "oracle", "random", "full", "none"),
+    *(f"bge in {store}" for store in STORES),
 )
 ANY_K = {"full", "none"}
 CORPUS = tiny_corpus()
@@ -39,7 +41,8 @@ class Case:
     cache: Path
 
     def make(self, corpus: Corpus = CORPUS) -> Retriever:
-        return make_retriever(self.name, corpus, cache=self.cache, device="cpu")
+        store = self.kind.partition(" in ")[2] or "flat"
+        return make_retriever(self.name, corpus, cache=self.cache, device="cpu", store=store)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     known = {kind: f"{kind}:{pairs.get(kind, bert)}" for kind in NAMES[1:8]}
     known["static"] = f"static:{bert}"
     known["hybrid of bge"] = f"hybrid:{known['bge']}"
+    known |= {f"bge in {store}": known["bge"] for store in STORES}
     return {**known, "sentence-transformers": str(make_sentence_transformer(root / "st"))}
 
 

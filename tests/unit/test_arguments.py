@@ -130,6 +130,14 @@ def test_a_retriever_by_id_or_folder(hf_names, tmp_path):
         ({"route": "self-route", "k": 3, "route_k": 3}, "route_k=3 is no more than the k=3 chunks"),
         ({"route": "self-route", "k": 20}, "route_k=20 is no more than the k=20 chunks"),
         (
+            {"route": "self-route", "route_context": "articles", "filter": "date<2026"},
+            "route_context=articles takes whole documents, which filter= can't hold back",
+        ),
+        ({"retriever": "bm25", "store": "hnsw"}, "store= has no meaning for retriever=bm25"),
+        ({"store": "hnsw;nprobe=3"}, "nprobe=3 is no parameter of hnsw; it takes M, ef"),
+        ({"filter": "date<soon"}, "date<soon names no date"),
+        ({"retriever": "oracle", "filter": "source=x"}, "filter= has no meaning for retriever=oracle"),
+        (
             {"route": "self-route", "route_context": "articles", "route_k": 9},
             "route_k= has no meaning for route_context",
         ),

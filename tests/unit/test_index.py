@@ -157,7 +157,7 @@ def test_a_read_only_cache_means_in_memory_with_a_warning(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(index, "_one_builder", refuse)
+    monkeypatch.setattr(index, "one_builder", refuse)
     with caplog.at_level(logging.WARNING):
         found = build_index(CORPUS, HashEncoder(), cache=tmp_path)
     assert found.path is None

@@ -14,7 +14,6 @@ questions with "none of the above") are left out.
 
 from __future__ import annotations
 
-import calendar
 import hashlib
 import json
 import re
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_kinject.corpus.clean import strip_html
+from lm_eval_kinject.corpus.days import days_of
 from lm_eval_kinject.corpus.furniture import LineTally, take_out
 from lm_eval_kinject.corpus.sources.files import Source
 from lm_eval_kinject.errors import ArgumentError, CorpusError
@@ -59,7 +59,7 @@ class Window:
         problems = []
         ends = []
         for name, said, index in (("from", first, 0), ("to", last, 1)):
-            days = ("", "") if not said else _days(said)
+            days = ("", "") if not said else days_of(said)
             if days is None:
                 problems.append(f"{name}={said} is no date: write 2023, 2023-08 or 2023-08-15.")
                 days = ("", "")
@@ -76,22 +76,6 @@ class Window:
 
     def __str__(self) -> str:
         return f"{self.first or 'the first week'} to {self.last or 'the last week'}"
-
-
-def _days(said: str) -> tuple[str, str] | None:
-    """The first and the last day of a year, a month or a day."""
-    match = re.fullmatch(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?", said.strip())
-    if match is None:
-        return None
-    year, month, day = (None if part is None else int(part) for part in match.groups())
-    try:
-        last_month = month or 12
-        last_day = day or calendar.monthrange(year or 0, last_month)[1]
-        if not 1 <= last_day <= calendar.monthrange(year or 0, last_month)[1]:
-            return None
-    except (ValueError, IndexError):  # no such month
-        return None
-    return f"{year:04}-{month or 1:02}-{day or 1:02}", f"{year:04}-{last_month:02}-{last_day:02}"
 
 
 @dataclass(frozen=True, slots=True)
