@@ -369,13 +369,13 @@ class Mixture:
         return [Row(block, [0.0] + [STATEMENT_WEIGHT] * (len(block) - 1)) for block in blocks]
 
     def two_chunks_row(self, letters: bool, rng: random.Random) -> Row:
-        """An event and what follows from it, among others, then the question that takes both, and some that don't."""
+        """Two events with what follows from them, then questions that take an event and its outcome, and others."""
         number = rng.randrange(len(self.reading_worlds))
         world, told = self.reading_worlds[number], self.consequences[number]
-        one = rng.choice(told)
-        beside = [_same_kind(world.events, one.origin, rng) for _ in range(rng.randint(0, 2))]
-        plain = list({event.id: event for event in (one.origin, *beside)}.values())
-        chunks = [*plain, one.event]
+        pairs = list({one.origin.id: one for one in rng.sample(told, 2)}.values())
+        beside = [_same_kind(world.events, pairs[0].origin, rng) for _ in range(rng.randint(0, 1))]
+        plain = list({event.id: event for event in (*(one.origin for one in pairs), *beside)}.values())
+        chunks = [*plain, *(one.event for one in pairs)]
         rng.shuffle(chunks)
         writer = RowWriter(self.tokenizer)
         if letters and rng.random() < 0.5:
@@ -384,8 +384,9 @@ class Mixture:
             writer.text(realise(event, rng.randrange(1000), stream="reader") + "\n\n", CONTEXT_WEIGHT)
         examiner = Examiner([*plain, *_peers(world.events, plain, rng)], rng.getrandbits(30))
         slots = [(event, slot) for event in plain for slot in event.kind.questions]
-        asked = [examiner.ask(event, slot, "") for event, slot in rng.sample(slots, 3)]
-        asked.append(MultihopExaminer([one, *rng.sample(told, _PEERS)], rng.getrandbits(30)).ask(one, ""))
+        asked = [examiner.ask(event, slot, "") for event, slot in rng.sample(slots, 2)]
+        of_two = MultihopExaminer([*pairs, *rng.sample(told, _PEERS)], rng.getrandbits(30))
+        asked += [of_two.ask(one, "") for one in pairs]
         rng.shuffle(asked)
         for place, question in enumerate(asked):
             if place:
