@@ -20,7 +20,8 @@ CSS = """
   --bad: #f0a36b; --wash: #1c3444; --gold: #463a12; }
 .gradio-container { max-width: 96rem !important; }
 .gradio-container button.primary { background: var(--link); color: var(--paper); }
-.gradio-container .info-text, .gradio-container .or { color: var(--soft) !important; }
+.gradio-container button[role=tab][aria-selected=true] { color: var(--link); }
+.gradio-container .info-text, .gradio-container .or, .gradio-container input.subdued { color: var(--soft) !important; }
 .kj { color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
 .kj h1 { font-size: clamp(1.3rem, 4vw, 1.8rem); line-height: 1.2; margin: .2rem 0 .4rem; font-weight: 650; }
 .kj h2 { font-size: 1.1rem; margin: 1rem 0 .4rem; line-height: 1.3; font-weight: 600; }
