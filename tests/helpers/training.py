@@ -102,10 +102,10 @@ def start(
     return process
 
 
-def run(recipe: Path, out: Path, **how: Any) -> int:
-    """Runs to the end, or to the kill; returns the exit code (negative: the signal)."""
+def run(recipe: Path, out: Path, *, patience: float = 120, **how: Any) -> int:
+    """Runs to the end, or to the kill, for so many seconds at most; returns the exit code (negative: the signal)."""
     process = start(recipe, out, **how)
-    process.join(timeout=120)
+    process.join(timeout=patience)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
 

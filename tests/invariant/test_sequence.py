@@ -259,14 +259,15 @@ def everything(folder):
 def test_killed_anywhere_it_ends_in_the_same_bits(place, tmp_path):
     """Before a month's answers, inside the next month, and when all is done but the record."""
     file = sequence_of(place, "killed", 2, **ADAPTERS, merge="dare_ties", checkpoint_every=2, epochs=1)
-    assert run(file, tmp_path / "whole") == 0
+    assert run(file, tmp_path / "whole", patience=300) == 0
     deaths = ("before the answers of 2026-01", "update 3", "before the sequence's record")
     for number, death in enumerate(deaths):
-        assert run(file, tmp_path / "killed", kill=death, resume=number > 0) == -signal.SIGKILL, death
+        code = run(file, tmp_path / "killed", kill=death, resume=number > 0, patience=300)
+        assert code == -signal.SIGKILL, death
         assert not (tmp_path / "killed" / "sequence.json").exists()
     with pytest.raises(TrainingError, match="unfinished sequence: go on with --resume"):
         train_sequence(file, out=tmp_path / "killed")
-    assert run(file, tmp_path / "killed", resume=True) == 0
+    assert run(file, tmp_path / "killed", resume=True, patience=300) == 0
     found = everything(tmp_path / "killed")
     assert found == everything(tmp_path / "whole")
     assert len(found) == 1 + 3 + 2 + 2  # record, answers, months, merged
