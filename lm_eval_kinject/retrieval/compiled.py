@@ -9,6 +9,7 @@ one tensor that is pooled, so that nothing else knows of it.
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -88,6 +89,8 @@ def _graph(model: Any, output: str) -> Any:
     mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
     example = {"input_ids": torch.ones_like(mask), "attention_mask": mask}
     frontend = FrontEndManager().load_by_framework("pytorch")
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Tracing warns of branches that it takes for good; they are the same for every batch: a mask, and no cache.
+        warnings.simplefilter("ignore")
         decoder = TorchScriptPythonDecoder(Wanted().eval(), example_input=example, shared_memory=False)
         return frontend.convert(frontend.load(decoder))
