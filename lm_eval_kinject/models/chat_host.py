@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 from lm_eval.models.api_models import JsonChatStr
 
-from lm_eval_kinject.errors import ArgumentError, ModelError
+from lm_eval_kinject.errors import ModelError
 from lm_eval_kinject.log import log
 from lm_eval_kinject.models.api_host import (
     EndpointHost,
@@ -144,18 +144,6 @@ class ChatHost(EndpointHost):
         for end, count in (self._ends - before).items():
             log.warning("%d of %d answers were %s: %s.", count, len(texts), end, _REMEDIES[end])
         return [_cut(text, request.args[1].get("until")) for text, request in zip(texts, requests, strict=True)]
-
-    def loglikelihood_rolling(self, requests: Any, **more: Any) -> list[float]:
-        """There is none.
-
-        Raises:
-            ArgumentError: always.
-        """
-        raise ArgumentError(
-            "a chat endpoint gives no log-probabilities of a text, so it has no perplexity; run a task of open answers "
-            "(generate_until), such as current_events_gen",
-            "the command",
-        )
 
     def get_model_info(self) -> dict[str, Any]:
         """How many answers since the last evaluation were no usual ones, by reason."""

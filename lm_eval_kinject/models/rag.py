@@ -87,9 +87,10 @@ class RagMixin(_Base):
         if self.engine.connects:
             self._load_host(parted.rag, parted.hf, usual)
         library = Library(stages.search, stages.rerank, stages.probe, "cpu", where, stages.route.depth)
-        if stages.search.k > 0 and stages.search.corpus is not None and self.gives_log_probs:
-            # what is wrong with it is found before the model is loaded; without log-probabilities there may be a task
-            # of multiple choice to refuse first, and nothing is asked before the corpus is there
+        known = self.gives_log_probs or not self.engine.connects
+        if stages.search.k > 0 and stages.search.corpus is not None and known:
+            # what is wrong with it is found before the model is loaded; an endpoint without log-probabilities may have
+            # a task of multiple choice to refuse first, and is asked nothing before the corpus is there
             stages.route.check(library.corpus(stages.search.corpus), stages.search.k)
         if not self.engine.connects:
             self._load_host(parted.rag, parted.hf, usual)
@@ -227,6 +228,12 @@ class RagMixin(_Base):
             ArgumentError: an argument or the model isn't made for it.
             ContextError: a text could be retrieved for itself.
         """
+        if not self.gives_log_probs:
+            raise ArgumentError(
+                "this model gives no log-probabilities of a text, so it has no perplexity; run a task of open answers "
+                "(generate_until), or score the model with rag-hf",
+                "the command",
+            )
         self._begin()
         host = super().loglikelihood_rolling  # type: ignore[misc]
         if self.rag.k == 0:

@@ -78,7 +78,8 @@ def test_answers_are_the_formulas(run, place, fusion, scorer):
         assert scores == pytest.approx(brute_force(place, row, fusion), abs=1e-4)
         assert len(row["arguments"][0][2]["kinject"]["contexts"]) == 3
     said = result["config"]["kinject"]
-    assert said["pipeline"]["fusion"] == {"name": fusion, "temperature": TEMPERATURE}
+    how = {"decoding": "thorough"} if fusion == "rag-sequence" else {}
+    assert said["pipeline"]["fusion"] == {"name": fusion, "temperature": TEMPERATURE, **how}
     assert said["prompt"]["fusion"] == fusion
 
 
