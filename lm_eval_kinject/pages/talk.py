@@ -260,7 +260,8 @@ def _written(turn: Turn, model: _Asked, request: Request) -> Iterator[None]:
     """Has the model write the answer, until it has ended or somebody has had enough."""
     pieces = model.stream(request)
     try:
-        for piece in pieces:
+        # Awaited, so that what has come is shown while the next piece is long in coming.
+        while (piece := (yield from _awaited(lambda: next(pieces, None)))) is not None:
             turn.text += piece
             if isinstance(model, LocalModel) and not model.chats and (end := _GOES_ON.search(turn.text)):
                 turn.text = turn.text[: end.start()]
