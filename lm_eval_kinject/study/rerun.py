@@ -187,11 +187,14 @@ def _alone(before: Mapping[str, Any], pretrained: str | None, peft: str | None) 
     shots = {task: before["n-shot"].get(task, 0) for task in before["configs"]}
     study = Study(title="again", models={"again": {}}, tasks=list(shots), limit=None)
     with quietly():
-        lm, manager = RagHFLM(**given), task_manager(study)
+        lm = RagHFLM(**given)
     found: dict[str, Any] = {}
     samples: dict[str, list[Any]] = {}
     for task, count in shots.items():
         cell = Cell("again", "base", None, task, count, ())
+        # What --metadata named is among what the result says of the task; the rest of it is the task's own again.
+        with quietly():
+            manager = task_manager(study, before["configs"][task].get("metadata"))
         limit = before["n-samples"][task]["effective"]
         one = evaluate(study.model_copy(update={"limit": limit}), cell, lm, manager)
         rows = sorted(one.pop("samples")[task], key=lambda row: row["doc_id"])

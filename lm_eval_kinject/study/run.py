@@ -254,8 +254,12 @@ class Scoring:
         return self._manager
 
 
-def task_manager(study: Study) -> Any:
+def task_manager(study: Study, metadata: Mapping[str, Any] | None = None) -> Any:
     """lm_eval's index of tasks, with its own tasks only where the study needs them.
+
+    Args:
+        study: its tasks, and where its own are.
+        metadata: as ``--metadata``.
 
     Raises:
         ArgumentError: a task is unknown.
@@ -266,10 +270,11 @@ def task_manager(study: Study) -> Any:
     from lm_eval.tasks import TaskManager
 
     paths = [str(tasks_dir()), *([study.include_path] if study.include_path else [])]
-    manager = TaskManager(include_path=paths, include_defaults=False)
+    given = None if metadata is None else dict(metadata)
+    manager = TaskManager(include_path=paths, include_defaults=False, metadata=given)
     if all(manager.match_tasks([task]) for task in study.tasks):
         return manager
-    manager = TaskManager(include_path=paths)
+    manager = TaskManager(include_path=paths, metadata=given)
     unknown = [task for task in study.tasks if not manager.match_tasks([task])]
     if unknown:
         raise ArgumentError(

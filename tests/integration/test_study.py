@@ -283,6 +283,23 @@ def test_rerun_has_the_threads_of_the_result():
     assert torch.get_num_threads() == own
 
 
+def test_rerun_has_the_metadata_of_the_command(place, tmp_path):
+    texts = tmp_path / "news.jsonl"
+    rows = [{"id": f"t{n}", "text": f"Bridge {n} was opened in the rain.", "date": f"2026-0{n}-01"} for n in (1, 2, 3)]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "lm_eval_kinject", "--model", "rag-hf", "--device", "cpu"]
+    command += [
+        "--model_args",
+        f"pretrained={make_tiny('llama', place / 'models')},k=0",
+        "--tasks",
+        "kinject_perplexity",
+    ]
+    command += ["--metadata", json.dumps({"corpus": str(texts), "from": "2026-02"})]
+    subprocess.run([*command, "--log_samples", "--output_path", str(tmp_path / "out")], check=True)
+    found = reruns.rerun(next((tmp_path / "out").rglob("results_*.json")))
+    assert found.lines() == ["2 samples compared: the same, to the bit"]
+
+
 def test_rerun_of_a_plain_command(place, tmp_path):
     arguments = f"pretrained={make_tiny('llama', place / 'models')},retriever=bm25,k=1"
     arguments += f",corpus={place / 'corpus'}"
