@@ -19,8 +19,9 @@ from typing import Literal
 
 from lm_eval_kinject.errors import KinjectError
 from lm_eval_kinject.hub.client import without_token
+from lm_eval_kinject.provenance import fingerprint_folder
 
-__all__ = ["Snapshot", "fetch_snapshot"]
+__all__ = ["Snapshot", "fetch_snapshot", "locate_model"]
 
 _OTHER_RUNTIMES = "onnx/* openvino/* coreml/* *.onnx *.h5 *.msgpack *.ot *.gguf *.mlmodel *.ckpt".split()
 """Copies of the same weights for other runtimes."""
@@ -35,6 +36,29 @@ class Snapshot:
     path: Path
     repo_id: str
     commit: str
+
+
+def locate_model(
+    model: str, *, error: type[KinjectError] = KinjectError, offline_advice: str = ""
+) -> tuple[Path, dict[str, str]]:
+    """Where a model's weights are, and which they are: a folder by its bytes, a Hub repository by its commit.
+
+    Args:
+        model: a folder, or ``owner/name[@revision]``.
+        error: as in `fetch_snapshot`, as is ``offline_advice``.
+        offline_advice: see there.
+
+    Raises:
+        KinjectError: see `fetch_snapshot`.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder, {"folder": folder.resolve().name, "sha256": fingerprint_folder(folder)}
+    repo_id, _, revision = model.partition("@")
+    snapshot = fetch_snapshot(
+        repo_id, kind="model", revision=revision or None, error=error, offline_advice=offline_advice
+    )
+    return snapshot.path, {"repo": repo_id, "commit": snapshot.commit}
 
 
 def fetch_snapshot(

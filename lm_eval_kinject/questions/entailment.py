@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_kinject.errors import ModelError
-from lm_eval_kinject.hub.fetch import fetch_snapshot
-from lm_eval_kinject.provenance import fingerprint_folder
+from lm_eval_kinject.hub.fetch import locate_model
 
 __all__ = ["INVENTED", "LOST", "Entailment"]
 
@@ -42,7 +41,7 @@ class Entailment:
     """
 
     def __init__(self, model: str) -> None:
-        path, self.identity = _locate(model)
+        path, self.identity = locate_model(model, error=ModelError, offline_advice=_ADVICE)
         self._label = _entailment_of(path, self.name)
         self._model = _load(path, self.name)
         self._lock = threading.Lock()
@@ -76,18 +75,6 @@ class Entailment:
     def provenance(self) -> dict[str, Any]:
         """The model's identity, and how many wordings it didn't judge."""
         return {"model": dict(self.identity), "unjudged": self.unjudged}
-
-
-def _locate(model: str) -> tuple[Path, dict[str, str]]:
-    """Where the weights are, and which they are: a folder by its bytes, a Hub repository by its commit."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder, {"folder": folder.resolve().name, "sha256": fingerprint_folder(folder)}
-    repo_id, _, revision = model.partition("@")
-    snapshot = fetch_snapshot(
-        repo_id, kind="model", revision=revision or None, error=ModelError, offline_advice=_ADVICE
-    )
-    return snapshot.path, {"repo": repo_id, "commit": snapshot.commit}
 
 
 def _entailment_of(path: Path, name: str) -> int:

@@ -20,9 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lm_eval_kinject.errors import RetrievalError
-from lm_eval_kinject.hub.fetch import fetch_snapshot
+from lm_eval_kinject.hub.fetch import locate_model
 from lm_eval_kinject.log import log
-from lm_eval_kinject.provenance import fingerprint_folder
 from lm_eval_kinject.records import Hit, Query
 from lm_eval_kinject.retrieval.dense import DenseRetriever
 from lm_eval_kinject.retrieval.hybrid import Hybrid
@@ -124,7 +123,7 @@ class CrossEncoder:
 
     def __init__(self, model: str, device: str) -> None:
         self.device = device
-        path, self.identity = _locate(model)
+        path, self.identity = locate_model(model, error=RetrievalError, offline_advice=_ADVICE)
         self._model = _load(model, path, device)
         self._known: dict[tuple[str, tuple[str, ...]], dict[str, float]] = {}
         self._cut = 0
@@ -192,18 +191,6 @@ class CrossEncoder:
             "device": self.device,
             "pairs_cut": self._cut,
         }
-
-
-def _locate(model: str) -> tuple[Path, dict[str, str]]:
-    """Where the weights are, and which they are: a folder by its bytes, a Hub repository by its commit."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder, {"folder": folder.resolve().name, "sha256": fingerprint_folder(folder)}
-    repo_id, _, revision = model.partition("@")
-    snapshot = fetch_snapshot(
-        repo_id, kind="model", revision=revision or None, error=RetrievalError, offline_advice=_ADVICE
-    )
-    return snapshot.path, {"repo": repo_id, "commit": snapshot.commit}
 
 
 def _load(name: str, path: Path, device: str) -> Any:
