@@ -11,7 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := dev,study,pages
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# A worker that crashes ends the run: replaced by another, it left files untaken and the run waiting for ever.
+PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart 0
 
 # The demo and the tests never need the Hub; a wrong turn to it must fail at once and not after a time-out.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false

@@ -9,7 +9,11 @@ one tensor that is pooled, so that nothing else knows of it.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -40,11 +44,10 @@ class Compiled:
         self._output = output
         precision = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}[dtype]
         try:
-            self._compiled = openvino.Core().compile_model(
-                _graph(model, output),
-                "CPU",
-                {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()},
-            )
+            graph = _graph(model, output)
+            how = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+            with _same_signal_stack():
+                self._compiled = openvino.Core().compile_model(graph, "CPU", how)
         except Exception as problem:  # RuntimeErrors of several kinds, and whatever tracing meets
             said = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
             raise RetrievalError(
@@ -66,6 +69,32 @@ class Compiled:
 
         found = self._compiled([input_ids.numpy(), attention_mask.numpy()])[0]
         return SimpleNamespace(**{self._output: torch.from_numpy(found)})
+
+
+class _SignalStack(ctypes.Structure):
+    """Linux's ``stack_t``."""
+
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _same_signal_stack() -> Iterator[None]:
+    """Keeps the stack that this thread's signal handlers run on.
+
+    OpenVINO's processor plugin puts another there while a model is compiled, and at the model's end frees it and puts
+    back what it found. Two models that don't end in the reverse order (DPR has two) leave a stack that is no more, and
+    the next signal that Python handles, Ctrl-C among them, ends the process with a segmentation fault. Where the stack
+    is put back at once, every model finds, and later puts back, the thread's own.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    process, stack = ctypes.CDLL(None), _SignalStack()
+    process.sigaltstack(None, ctypes.byref(stack))
+    try:
+        yield
+    finally:
+        process.sigaltstack(ctypes.byref(stack), None)
 
 
 def _graph(model: Any, output: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,24 @@ def test_openvino_gives_what_torch_gives(name: str, bert: Path, tmp_path: Path) 
     np.testing.assert_allclose(by_openvino.encode_queries([QUESTION]), by_torch.encode_queries([QUESTION]), atol=1e-5)
     assert by_openvino.settings == {**by_torch.settings, "backend": "openvino"}
     assert "backend" not in by_torch.settings  # so that indexes of before there was a choice are still found
+
+
+_SIGNALLED = """
+import os, signal, sys
+from lm_eval_kinject.retrieval.encoders import KNOWN, load_encoder
+first, second = (load_encoder("minilm", spec=KNOWN["minilm"], model=sys.argv[1], backend="openvino") for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_openvino(bert: Path) -> None:
+    """It leaves a freed signal stack where models end in the order in which they began."""
+    pytest.importorskip("openvino")
+    done = subprocess.run([sys.executable, "-c", _SIGNALLED, str(bert)], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr[-2000:]
 
 
 def test_openvino_in_bfloat16_is_near_or_refused(bert: Path) -> None:
