@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kinject_trainer.questions import Question, read_questions
-from kinject_trainer.recipe import OLDER_NEWS, Ewc, Recipe
+from kinject_trainer.recipe import OLDER_NEWS, OLDER_READING, Ewc, Recipe
 from kinject_trainer.rows import ROW_FILES, raw_rows
 from lm_eval_kinject.corpus import Corpus, bundled_corpora, load_corpus
 from lm_eval_kinject.errors import CorpusError
@@ -315,8 +315,8 @@ def _streamed(recipe: Recipe) -> tuple[_Originals, dict[str, Any]]:
 
 def _older(spec: str) -> Older:
     """All chunks of a corpus."""
-    if spec == OLDER_NEWS:
-        return _older_news()
+    if spec in (OLDER_NEWS, OLDER_READING):
+        return _older_news(spec)
     corpus = load_corpus(spec)
     wordings = [
         Wording(chunk.id, 0, f"{chunk.title}\n{chunk.text}" if chunk.title else chunk.text) for chunk in corpus.chunks
@@ -324,16 +324,18 @@ def _older(spec: str) -> Older:
     return Older(corpus.provenance(), wordings)
 
 
-def _older_news() -> Older:
-    from kinject_trainer.reader.mixture import RECALL_SEED, older_news
+def _older_news(name: str) -> Older:
+    from kinject_trainer.reader.mixture import READING_SEED, RECALL_SEED, older_news, older_reading
 
-    wordings = [Wording(event, number, text) for event, number, text in older_news()]
+    texts, seed = (older_news(), RECALL_SEED) if name == OLDER_NEWS else (older_reading(), READING_SEED)
+    wordings = [Wording(event, number, text) for event, number, text in texts]
     provenance = {
-        "name": OLDER_NEWS,
+        "name": name,
         "fingerprint": fingerprint_records(list(wording[:3]) for wording in wordings),
         "chunks": len(wordings),
-        "source": "older news that the embedded reader was trained on",
-        "revision": f"seed {RECALL_SEED}",
+        "source": "older news that the embedded reader was trained on"
+        + (", with questions behind it" if name == OLDER_READING else ""),
+        "revision": f"seed {seed}",
         "licence": "cc0-1.0",
     }
     return Older(provenance, wordings)

@@ -32,6 +32,7 @@ from lm_eval_kinject.provenance import fingerprint
 __all__ = [
     "ADAPTERS",
     "OLDER_NEWS",
+    "OLDER_READING",
     "UNTESTED",
     "L2",
     "Cartridge",
@@ -56,7 +57,9 @@ UNTESTED = ("dora", "qlora", "loftq")
 """Methods handed through to PEFT; this project's tests don't run them."""
 
 OLDER_NEWS = "newswire-older"
-"""The replay corpus that is no file: the older news that the embedded reader was trained on."""
+OLDER_READING = "newswire-older-questions"
+"""Corpora that are no file: older news that the embedded reader was trained on, and older news with questions behind
+it, as it was trained to read."""
 
 _NEEDS = {"qlora": ("bitsandbytes",), "loftq": ("bitsandbytes", "scipy")}
 _ONLY_ADAPTERS = ("rank", "alpha", "dropout", "targets", "peft")
@@ -127,7 +130,10 @@ class Replay(_Strict):
     a decay below 1 this is Mix-review; CKL's code has ratio 4 for T5 and 1 for GPT-2, and decay .7.
     """
 
-    corpus: str = Field(description="`newswire-older` (what the reader recalls), or what `kinject corpus` takes")
+    corpus: str = Field(
+        description="`newswire-older` (what the reader recalls), `newswire-older-questions` (what it learnt to read "
+        "from), or what `kinject corpus` takes"
+    )
     ratio: float = Field(default=1.0, ge=0, le=1000, description="of them for each document, in the first epoch")
     decay: float = Field(default=1.0, gt=0, le=1, description="factor on the ratio from epoch to epoch")
 
@@ -406,7 +412,7 @@ def _last_name(place: str) -> str:
     """Of a path on this disk its last name; anything else as it is."""
     kind, separator, rest = place.rpartition(":")  # realtimeqa:PATH
     path = Path(rest if kind.isalpha() else place).expanduser()
-    if place == OLDER_NEWS or not path.exists():
+    if place in (OLDER_NEWS, OLDER_READING) or not path.exists():
         return place
     return f"{kind}{separator}{path.resolve().name}" if kind.isalpha() else path.resolve().name
 

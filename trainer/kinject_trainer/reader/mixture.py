@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from kinject_trainer.data import cut, encoder
 from lm_eval_kinject.corpus.sources.newswire.ask import Examiner
@@ -69,6 +69,7 @@ BLOCK = 256  # tokens of a row of plain news, as in the recipes
 _FOLLOWED = 400  # events of a reading world from which something follows
 _WORDINGS = 40  # realisations of one recall event
 _REPLAYED_WORDINGS = 10  # as many as a chunk of the bundled newswire has paraphrases
+_REPLAYED_ROWS, _REPLAYED_QUESTIONS = 4000, 8  # of news with questions behind it; of one row
 _PEERS = 12  # events that lend wrong options
 
 
@@ -506,6 +507,22 @@ def older_news() -> Iterator[tuple[str, int, str]]:
     for number in range(_REPLAYED_WORDINGS):
         for event in events:
             yield event.id, number, realise(event, number, stream="reader")
+
+
+def older_reading() -> Iterator[tuple[str, int, str]]:
+    """What the reader learnt to read from, as a corpus: (name, 0, text), one to three chunks and questions about them.
+
+    A third of the questions have letters, as in `Shares`.
+    """
+    reader = assets_dir() / "reader"
+    mixture, rng = (
+        Mixture(AutoTokenizer.from_pretrained(reader), edition=edition_of(reader)),
+        random.Random(READING_SEED),
+    )
+    for number in range(_REPLAYED_ROWS):
+        shape = ReadingShape(chunks=1 + number % 3, questions=_REPLAYED_QUESTIONS, letters=number % 9 > 5)
+        row = mixture.reading_row(mixture.reading_worlds[0], shape, rng)
+        yield f"read-{number:04d}", 0, mixture.tokenizer.decode(row.ids, skip_special_tokens=True)
 
 
 @lru_cache(maxsize=2)
