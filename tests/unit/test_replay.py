@@ -200,7 +200,10 @@ def test_of_a_replay_corpus_only_the_last_name_is_published(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"replay": {"ratio": 1}}, "replay.corpus: missing; give `newswire-older` (what the reader recalls), or what"),
+        (
+            {"replay": {"ratio": 1}},
+            "replay.corpus: missing; give `newswire-older` (what the reader recalls), `newswire-older-questions` (what",
+        ),
         ({"replay": {"corpus": "x", "raito": 1}}, "replay.raito: no such key; did you mean ratio?"),
         ({"replay": {"corpus": "x", "ratio": -1}}, "replay.ratio: -1: input should be greater than or equal to 0"),
         ({"replay": {"corpus": "x", "decay": 1.5}}, "replay.decay: 1.5: input should be less than or equal to 1"),
@@ -269,6 +272,27 @@ def test_older_news_is_of_the_world_that_the_reader_recalls(tmp_path):
     assert older.wordings[617][:3] == (event.id, 1, realise(event, 1, stream="reader"))
     assert older.provenance["name"] == "newswire-older"
     again = open_corpus(recipe_of(str(tmp_path / "c"), {"corpus": "newswire-older"})).older
+    assert again.provenance == older.provenance
+
+
+def test_older_questions_stand_behind_the_chunks_that_answer_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("kinject_trainer.reader.mixture._REPLAYED_ROWS", 36)
+    spec = {"corpus": "newswire-older-questions"}
+    older = open_corpus(recipe_of(write_corpus(tmp_path / "c", chunks=2), spec)).older
+    assert (older.provenance["name"], len(older.wordings)) == ("newswire-older-questions", 36)
+    for number in range(36):
+        parts = older.wordings[number].text.split("\n\n")
+        letters = number % 9 > 5
+        asked = [part for part in parts if "\nAnswer: " in part]
+        chunks = [part for part in parts if "\n" not in part and not part.startswith("The following are")]
+        assert len(chunks) == 1 + number % 3
+        assert 0 < len(asked) <= 8
+        for part in asked:
+            question, _, answer = part.rpartition("\nAnswer: ")
+            if letters:
+                answer = next(line[3:] for line in question.splitlines() if line.startswith(f"{answer}. "))
+            assert any(answer.lower() in chunk.lower() for chunk in chunks), part
+    again = open_corpus(recipe_of(str(tmp_path / "c"), spec)).older
     assert again.provenance == older.provenance
 
 
