@@ -104,11 +104,14 @@ def rerun(
     results: Annotated[Path, typer.Argument(help="lm_eval's results JSON of rag-hf, its samples beside it")],
     pretrained: Annotated[str | None, typer.Option("--pretrained", help="the model, if it was a local folder")] = None,
     peft: Annotated[str | None, typer.Option("--peft", help="the adapter, if it was a local folder")] = None,
+    include_path: Annotated[
+        str | None, typer.Option("--include_path", "--include-path", help="folder of its tasks, if they are your own")
+    ] = None,
 ) -> None:
     """Score a result again from what it says of itself, and compare sample by sample (exit code 1: it differs)."""
     from lm_eval_kinject.study.rerun import rerun as run
 
-    found = run(results, pretrained=pretrained, peft=peft, say=say)
+    found = run(results, pretrained=pretrained, peft=peft, include_path=include_path, say=say)
     print("\n".join(found.lines()))
     raise typer.Exit(int(not found.same))
 

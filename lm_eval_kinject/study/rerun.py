@@ -84,6 +84,7 @@ def rerun(
     *,
     pretrained: str | None = None,
     peft: str | None = None,
+    include_path: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Scores a result again.
@@ -92,6 +93,7 @@ def rerun(
         results: the results JSON, or its folder; the samples are beside it.
         pretrained: the model, where the result names a folder that isn't at its place any more.
         peft: the adapter, likewise.
+        include_path: folder of the result's tasks, where they are the user's own; a study names it itself.
         say: told how it goes.
 
     Raises:
@@ -111,7 +113,7 @@ def rerun(
         if manifest.is_file() and _study_of(file.parent) is not None:
             after, new = _with_its_pass(manifest, say)
         else:
-            after, new = _alone(before, pretrained, peft)
+            after, new = _alone(before, pretrained, peft, include_path)
     made_from = [*changed, *_made_from(told, after["config"]["kinject"])]
     differences = [*_results_differ(before, after), *compare(samples, new)]
     versions = _flat_differences("environment", told.get("environment", {}), after["config"]["kinject"]["environment"])
@@ -172,7 +174,9 @@ def _again(study: Study, out: Path, together: Sequence[Cell], cell: Cell, scratc
         raise ArgumentError(f"it can't be scored again: {outcome.failures[0].problem}", "the results")
 
 
-def _alone(before: Mapping[str, Any], pretrained: str | None, peft: str | None) -> tuple[Any, dict[str, list[Any]]]:
+def _alone(
+    before: Mapping[str, Any], pretrained: str | None, peft: str | None, include_path: str | None
+) -> tuple[Any, dict[str, list[Any]]]:
     """A result of a single command."""
     import json
 
@@ -185,18 +189,19 @@ def _alone(before: Mapping[str, Any], pretrained: str | None, peft: str | None) 
     given |= {name: value for name, value in (("pretrained", pretrained), ("peft", peft)) if value is not None}
     given.setdefault("batch_size", _batch_size(config.get("batch_size")))
     shots = {task: before["n-shot"].get(task, 0) for task in before["configs"]}
-    study = Study(title="again", models={"again": {}}, tasks=list(shots), limit=None)
+    study = Study(title="again", models={"again": {}}, tasks=list(shots), include_path=include_path)
     with quietly():
+        # What --metadata named is among what the result says of a task; the rest of it is the task's own again.
+        managers = {
+            task: task_manager(study, before["configs"][task].get("metadata"), where="the results") for task in shots
+        }
         lm = RagHFLM(**given)
     found: dict[str, Any] = {}
     samples: dict[str, list[Any]] = {}
     for task, count in shots.items():
         cell = Cell("again", "base", None, task, count, ())
-        # What --metadata named is among what the result says of the task; the rest of it is the task's own again.
-        with quietly():
-            manager = task_manager(study, before["configs"][task].get("metadata"))
         limit = before["n-samples"][task]["effective"]
-        one = evaluate(study.model_copy(update={"limit": limit}), cell, lm, manager)
+        one = evaluate(study.model_copy(update={"limit": limit}), cell, lm, managers[task])
         rows = sorted(one.pop("samples")[task], key=lambda row: row["doc_id"])
         for row in rows:
             row["resps"], row["filtered_resps"] = sanitize_list(row["resps"]), sanitize_list(row["filtered_resps"])

@@ -254,12 +254,13 @@ class Scoring:
         return self._manager
 
 
-def task_manager(study: Study, metadata: Mapping[str, Any] | None = None) -> Any:
+def task_manager(study: Study, metadata: Mapping[str, Any] | None = None, *, where: str = "the study") -> Any:
     """lm_eval's index of tasks, with its own tasks only where the study needs them.
 
     Args:
         study: its tasks, and where its own are.
         metadata: as ``--metadata``.
+        where: what errors name.
 
     Raises:
         ArgumentError: a task is unknown.
@@ -278,8 +279,8 @@ def task_manager(study: Study, metadata: Mapping[str, Any] | None = None) -> Any
     unknown = [task for task in study.tasks if not manager.match_tasks([task])]
     if unknown:
         raise ArgumentError(
-            [f"tasks: {task} is unknown; `lm_eval ls tasks` lists them (include_path: adds yours)" for task in unknown],
-            "the study",
+            [f"tasks: {task} is unknown; `lm_eval ls tasks` lists them (yours need include_path)" for task in unknown],
+            where,
         )
     return manager
 

@@ -22,6 +22,7 @@ from helpers.training import write_recipe
 from lm_eval.utils import sanitize_model_name
 
 from lm_eval_kinject.errors import ArgumentError
+from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import read_json
 from lm_eval_kinject.study import rerun as reruns
 from lm_eval_kinject.study.cells import cell_folder
@@ -303,12 +304,18 @@ def test_rerun_has_the_metadata_of_the_command(place, tmp_path):
 def test_rerun_of_a_plain_command(place, tmp_path):
     arguments = f"pretrained={make_tiny('llama', place / 'models')},retriever=bm25,k=1"
     arguments += f",corpus={place / 'corpus'}"
+    own = tmp_path / "tasks"
+    own.mkdir()
+    theirs = tasks_dir() / "current_events" / "current_events_cloze.yaml"
+    (own / "mine.yaml").write_text(f"include: {theirs}\ntask: mine\n")
     command = [sys.executable, "-m", "lm_eval_kinject", "--model", "rag-hf", "--model_args", arguments]
     command += [
         "--device",
         "cpu",
+        "--include_path",
+        str(own),
         "--tasks",
-        "current_events_cloze",
+        "mine",
         "--limit",
         "5",
         "--log_samples",
@@ -319,10 +326,12 @@ def test_rerun_of_a_plain_command(place, tmp_path):
     results = next(tmp_path.rglob("results_*.json"))
     said = read_json(results)
     said["config"]["kinject"]["corpora"][0]["fingerprint"] = "0" * 64
-    found = reruns.rerun(results)
+    with pytest.raises(ArgumentError, match=r"tasks: mine is unknown.*include_path"):
+        reruns.rerun(results)
+    found = reruns.rerun(results, include_path=str(own))
     assert found.lines() == ["5 samples compared: the same, to the bit"]
     results.write_text(json.dumps(said))
-    found = reruns.rerun(results)
+    found = reruns.rerun(results, include_path=str(own))
     assert not found.same
     assert found.differences == ()
     assert found.made_from[0].startswith("corpora, 0, fingerprint: '0000")
