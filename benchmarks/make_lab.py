@@ -9,6 +9,7 @@ README.md, the reader's card and docs/log.md quote figures, and take them by han
     make lab LAB_ARGS="--device cuda --reader-args '--workers 4 --tokens 8192 --mixed-steps 1600'"
     make lab LAB_ARGS="--reader-args '--mixed-steps 3000' --reader-args '--mixed-steps 2000 --shares letters=2'"
     python benchmarks/make_lab.py --only edition,reader
+    make lab LAB_ARGS="--jobs 2"                              trainings and measurements two at a time
 
 The one idea: a stage is up to date when what it was made from still has the fingerprint that it had, all that it makes
 is there and unchanged, and the stages before it are up to date. What is noted is noted in ``runs/lab/stages``; what is
@@ -22,7 +23,9 @@ each from where the one before ended. They are remembered for the runs after.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -30,6 +33,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,35 +124,69 @@ def status(stages: Sequence[Stage], notes: Notes) -> dict[str, bool]:
     return done
 
 
-def make(stages: Sequence[Stage], notes: Notes, only: Sequence[str] = (), say: Callable[[str], None] = print) -> None:
-    """Do what isn't up to date, in order.
+def make(
+    stages: Sequence[Stage],
+    notes: Notes,
+    only: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+    jobs: int = 1,
+) -> None:
+    """Do what isn't up to date, in order, or as soon as what it needs is done.
 
     Args:
         stages: in order.
         notes: what has been done.
         only: names of the stages to do, if need be; default: all.
         say: hears about it.
+        jobs: how many stages at a time.
 
     Raises:
-        LabError: there is no such stage, one of those named needs another that isn't up to date, or one failed.
+        LabError: there is no such stage, one of those named needs another that isn't up to date, or one failed. Those
+            beside it are ended and noted first.
     """
     unknown = set(only) - {stage.name for stage in stages}
     if unknown:
         raise LabError(f"no stage {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in stages)}")
     done: dict[str, bool] = {}
-    for stage in stages:
-        late = [name for name in stage.after if not done[name]]
-        done[stage.name] = not late and notes.fits(stage)
-        if done[stage.name] or (only and stage.name not in only):
-            continue
-        if late:
-            raise LabError(f"{stage.name} needs {', '.join(late)}, which isn't up to date; do that first")
-        say(f"== {stage.name} (about {stage.minutes:g} min)")
-        began = time.monotonic()
-        stage.run()
-        notes.keep(stage)
-        done[stage.name] = True
-        say(f"== {stage.name} done in {(time.monotonic() - began) / 60:.1f} min")
+    waiting, at_work = list(stages), dict[Future[float], Stage]()
+
+    def ended() -> None:
+        """Waits for one of those at work, at least, and notes it."""
+        for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+            stage = at_work.pop(future)
+            minutes = future.result()
+            notes.keep(stage)
+            done[stage.name] = True
+            say(f"== {stage.name} done in {minutes:.1f} min")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or at_work:
+                ready = next((s for s in waiting if all(name in done for name in s.after)), None)
+                if ready is None or len(at_work) == jobs:
+                    ended()
+                    continue
+                waiting.remove(ready)
+                late = [name for name in ready.after if not done[name]]
+                done_before = not late and notes.fits(ready)
+                if done_before or (only and ready.name not in only):
+                    done[ready.name] = done_before
+                    continue
+                if late:
+                    raise LabError(f"{ready.name} needs {', '.join(late)}, which isn't up to date; do that first")
+                say(f"== {ready.name} (about {ready.minutes:g} min)")
+                at_work[pool.submit(_timed, ready.run)] = ready
+        finally:
+            while at_work:  # one failed
+                with contextlib.suppress(Exception):
+                    ended()
+
+
+def _timed(run: Callable[[], None]) -> float:
+    """The minutes that it took."""
+    began = time.monotonic()
+    run()
+    return (time.monotonic() - began) / 60
 
 
 # The stages -----------------------------------------------------------------------------------------------------------
@@ -164,6 +202,7 @@ class Lab:
         device: of the reader's training.
         reader_args: further arguments of `pretrain`, for each leg of the reader's training; none: one leg without.
         scratch: whether the reader starts from nothing.
+        jobs: stages at a time, which share the processor; the reader's training has it for itself.
     """
 
     def __init__(
@@ -174,8 +213,9 @@ class Lab:
         device: str = "cpu",
         reader_args: Sequence[Sequence[str]] = (),
         scratch: bool = False,
+        jobs: int = 1,
     ) -> None:
-        self.scratch = scratch
+        self.scratch, self.jobs = scratch, jobs
         self.root, self.work, self.edition, self.device = root, work, edition, device
         self.legs = [tuple(arguments) for arguments in reader_args] or [()]
         self.tasks = root / "tasks" / "current_events"
@@ -237,10 +277,13 @@ class Lab:
     ) -> Stage:
         return Stage(name, MINUTES[name.split("/")[0]], after, inputs, outputs, run)
 
-    def _python(self, *arguments: str, to: Path | None = None) -> None:
+    def _python(self, *arguments: str, to: Path | None = None, alone: bool = False) -> None:
         """Run Python in the checkout; what it prints goes to a file too, if one is named, when all went well."""
-        command = [sys.executable, *arguments]
-        ended = subprocess.run(command, cwd=self.root, check=False, text=True, stdout=subprocess.PIPE if to else None)
+        command, environment = [sys.executable, *arguments], dict(os.environ)
+        if self.jobs > 1 and not alone:
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        to_us = subprocess.PIPE if to else None
+        ended = subprocess.run(command, cwd=self.root, env=environment, check=False, text=True, stdout=to_us)
         if to and ended.stdout:
             sys.stdout.write(ended.stdout)
         if ended.returncode:
@@ -301,7 +344,7 @@ class Lab:
             if not (folder / "model").is_dir():
                 self._python(
                     "-m", "kinject_trainer.reader.pretrain", "--edition", str(self.edition), *start,
-                    "--device", self.device, "--probe-after-training", *arguments, "--out", str(folder),
+                    "--device", self.device, "--probe-after-training", *arguments, "--out", str(folder), alone=True,
                 )  # fmt: skip
             start = ["--start", str(folder / "model")]
 
@@ -494,18 +537,19 @@ def main() -> None:
         action="append",
         help="further arguments of kinject_trainer.reader.pretrain; again: a further leg from there; remembered",
     )
+    parser.add_argument("--jobs", type=int, default=1, help="stages at a time, each with its share of the cores")
     parser.add_argument("--scratch", action="store_true", help="train the reader from nothing, two hours more")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "lab", help="folder of what is unfinished")
     given = parser.parse_args()
     work: Path = given.work.resolve()
     reader_args = remembered(work / "reader-args.json", given.reader_args, keep=not given.dry_run)
-    lab = Lab(ROOT, work, given.edition, given.device, reader_args, given.scratch)
+    lab = Lab(ROOT, work, given.edition, given.device, reader_args, given.scratch, given.jobs)
     stages, notes = lab.stages(), Notes(work / "stages")
     if given.dry_run:
         print("\n".join(plan(stages, notes)))
         return
     try:
-        make(stages, notes, [name for name in given.only.split(",") if name])
+        make(stages, notes, [name for name in given.only.split(",") if name], jobs=given.jobs)
     except LabError as problem:
         raise SystemExit(str(problem)) from problem
     if not given.only:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -91,6 +92,36 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert (kitchen.did, kitchen.done()) == (["a", "b"], "a")
     kitchen.fails = None
     assert kitchen.make() == "bc"
+
+
+def test_two_at_a_time(tmp_path: Path) -> None:
+    """b and c can end only together: each waits for the other to begin. d needs both."""
+    began, did = {"b": threading.Event(), "c": threading.Event()}, list[str]()
+
+    def stage(name: str, *after: str, fails: bool = False) -> Any:
+        def run() -> None:
+            if name in began:
+                began[name].set()
+                assert began["c" if name == "b" else "b"].wait(20)
+            if fails:
+                raise lab.LabError("no")
+            did.append(name)
+            (tmp_path / name).write_text(name)
+
+        return lab.Stage(name, 1, after, lambda: 1, lambda: [tmp_path / name], run)
+
+    notes = lab.Notes(tmp_path / "stages")
+
+    def make(failing: bool) -> None:
+        stages = [stage("a"), stage("b", "a", fails=failing), stage("c", "a"), stage("d", "b", "c")]
+        lab.make(stages, notes, say=lambda text: None, jobs=2)
+
+    with pytest.raises(lab.LabError, match="no"):
+        make(failing=True)
+    assert did == ["a", "c"]  # c ended, and is noted
+    began["c"].set()
+    make(failing=False)
+    assert did == ["a", "c", "b", "d"]
 
 
 def test_some_stages_only(tmp_path: Path) -> None:
@@ -201,7 +232,9 @@ def test_the_lab_is_made_once_in_order_and_goes_on(checkout: Path, monkeypatch: 
         (registry / f"{name}.yaml").write_text("made anew")
 
     stand_in = StandIn()
-    monkeypatch.setattr(lab.Lab, "_python", lambda self, *arguments, to=None: stand_in(self, *arguments, to=to))
+    monkeypatch.setattr(
+        lab.Lab, "_python", lambda self, *arguments, to=None, alone=False: stand_in(self, *arguments, to=to)
+    )
     monkeypatch.setattr(edition_module, "make_edition", small)
     monkeypatch.setattr(adapters_module, "bundle", bundled)
     work = checkout / "runs" / "lab"
