@@ -280,7 +280,7 @@ def corpus_realtimeqa(
 ) -> None:
     """Make corpus and questions of RealTimeQA's weekly news; a build that was stopped goes on."""
     from lm_eval_kinject.corpus import Chunking
-    from lm_eval_kinject.corpus.sources.realtimeqa import Window
+    from lm_eval_kinject.corpus.days import Window
     from lm_eval_kinject.corpus.sources.realtimeqa_build import build_live
     from lm_eval_kinject.corpus.sources.realtimeqa_fetch import fetch_weeks, is_address
     from lm_eval_kinject.retrieval import cache_dir

@@ -13,7 +13,7 @@ import pyarrow
 from datasets import Dataset, DatasetDict
 
 from lm_eval_kinject.corpus.corpus import find_source
-from lm_eval_kinject.corpus.sources.realtimeqa import Window
+from lm_eval_kinject.corpus.days import Window
 from lm_eval_kinject.errors import ArgumentError
 from lm_eval_kinject.log import log
 from lm_eval_kinject.provenance import fingerprint

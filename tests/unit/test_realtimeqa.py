@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lm_eval_kinject.corpus import Chunking, load_corpus
+from lm_eval_kinject.corpus.days import Window
 from lm_eval_kinject.corpus.marks import AnswerMarks
 from lm_eval_kinject.corpus.sources import realtimeqa_build
-from lm_eval_kinject.corpus.sources.realtimeqa import SetAside, Week, Window, find_weeks, read_articles, read_questions
+from lm_eval_kinject.corpus.sources.realtimeqa import SetAside, Week, find_weeks, read_articles, read_questions
 from lm_eval_kinject.corpus.sources.realtimeqa_build import build_live
 from lm_eval_kinject.corpus.sources.realtimeqa_fetch import fetch_weeks
 from lm_eval_kinject.errors import ArgumentError, CorpusError

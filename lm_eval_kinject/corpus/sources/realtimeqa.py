@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_kinject.corpus.clean import strip_html
-from lm_eval_kinject.corpus.days import days_of
+from lm_eval_kinject.corpus.days import Window
 from lm_eval_kinject.corpus.furniture import LineTally, take_out
 from lm_eval_kinject.corpus.sources.files import Source
-from lm_eval_kinject.errors import ArgumentError, CorpusError
+from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.log import log
 from lm_eval_kinject.records import Document, Question
 
-__all__ = ["SetAside", "Week", "Window", "find_weeks", "read_articles", "read_questions", "read_realtimeqa"]
+__all__ = ["SetAside", "Week", "find_weeks", "read_articles", "read_questions", "read_realtimeqa"]
 
 _ARTICLES, _QUESTIONS = "gcs", "qa"
 _FILE = re.compile(r"(?P<week>.+?)_(?P<kind>gcs|qa)\.jsonl")
@@ -40,42 +40,6 @@ _DATE = re.compile(r"(\d{4})[/-](\d{1,2})[/-](\d{1,2})(?:[T ].*)?")
 _SHOWN = 10
 _OPTIONS = 4
 LICENCE = "not stated upstream; not to be passed on"
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A range of days, both ends included, as ``YYYY-MM-DD``; either may be open (empty)."""
-
-    first: str = ""
-    last: str = ""
-
-    @classmethod
-    def of(cls, first: str | None, last: str | None) -> Window:
-        """The window between two days, months (``2023-08``) or years, each taken whole.
-
-        Raises:
-            ArgumentError: no such day, month or year, or the window ends before it begins; all problems at once.
-        """
-        problems = []
-        ends = []
-        for name, said, index in (("from", first, 0), ("to", last, 1)):
-            days = ("", "") if not said else days_of(said)
-            if days is None:
-                problems.append(f"{name}={said} is no date: write 2023, 2023-08 or 2023-08-15.")
-                days = ("", "")
-            ends.append(days[index])
-        if all(ends) and ends[0] > ends[1]:
-            problems.append(f"from={first} lies behind to={last}: swap them.")
-        if problems:
-            raise ArgumentError(problems, "the window")
-        return cls(*ends)
-
-    def __contains__(self, day: str) -> bool:
-        """Whether a day, ``YYYY-MM-DD``, is in it."""
-        return self.first <= day and (not self.last or day <= self.last)
-
-    def __str__(self) -> str:
-        return f"{self.first or 'the first week'} to {self.last or 'the last week'}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lm_eval_kinject.corpus.chunk import Chunker, Chunking
+from lm_eval_kinject.corpus.days import Window
 from lm_eval_kinject.corpus.duplicates import NearDuplicates
 from lm_eval_kinject.corpus.furniture import LineTally, Repeated, take_out
 from lm_eval_kinject.corpus.marks import AnswerMarks
@@ -36,7 +37,6 @@ from lm_eval_kinject.corpus.sources.realtimeqa import (
     LICENCE,
     SetAside,
     Week,
-    Window,
     describe,
     find_weeks,
     read_articles,

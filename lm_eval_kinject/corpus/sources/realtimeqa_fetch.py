@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from lm_eval_kinject.corpus.sources.realtimeqa import Window
+from lm_eval_kinject.corpus.days import Window
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.provenance import move_into_place
 
