@@ -255,7 +255,7 @@ _SHOWN = (
     "method", "rank", "alpha", "dropout", "targets", "block_size", "epochs", "global_batch", "learning_rate", "warm_up",
     "schedule", "weight_decay", "precision", "seed",
 )  # fmt: skip
-_ADAPTER_ONLY = ("rank", "alpha", "dropout", "targets")
+_ADAPTER_ONLY = ("rank", "alpha", "dropout")
 
 
 def _settings(run: Run) -> list[tuple[str, Any]]:
@@ -264,6 +264,8 @@ def _settings(run: Run) -> list[tuple[str, Any]]:
     if run.outcome.get("learning_rate") is not None:
         values["learning_rate"] = run.outcome["learning_rate"]
     has_rank = run.recipe.method not in ("full", "cartridge")
+    if not has_rank and values.get("targets") == "all-linear":
+        del values["targets"]
     shown = [(key, values[key]) for key in _SHOWN if key in values and (has_rank or key not in _ADAPTER_ONLY)]
     replay = values.get("replay")  # a run of before there was replay has none; with a ratio of 0 it replays nothing
     if replay and replay["ratio"]:

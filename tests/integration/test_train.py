@@ -20,7 +20,8 @@ from kinject_trainer.base import Base, load_model
 from kinject_trainer.card import write_card
 from kinject_trainer.data import encoder
 from kinject_trainer.errors import TrainingError
-from kinject_trainer.recipe import Recipe, untested
+from kinject_trainer.recipe import Recipe, load_recipe, untested
+from safetensors.torch import load_file
 
 import lm_eval_kinject.models.rag_hf  # noqa: F401
 from lm_eval_kinject.cli import training as cli
@@ -260,6 +261,20 @@ def test_full_result_is_a_plain_transformers_folder(place, tmp_path):
     assert "library_name: transformers" in (result.folder / "README.md").read_text()
     outcome = result.record["outcome"]
     assert outcome["validation_loss"] < outcome["validation_loss_before"] - 0.5
+
+
+def test_full_fine_tuning_of_some_modules_leaves_the_others(place, tmp_path):
+    folder, model, corpus = place
+    recipe = write_recipe(folder / "some.yaml", model, corpus, epochs=1, targets=["up_proj", "down_proj"])
+    made = command.train(recipe, out=tmp_path / "run")
+    before, after = (load_file(Path(path) / "model.safetensors") for path in (model, tmp_path / "run"))
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    assert changed == {name for name in before if ".up_proj." in name or ".down_proj." in name}
+    assert made.record["outcome"]["trainable_parameters"] == sum(before[name].numel() for name in changed)
+    again = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert again.targets == ("up_proj", "down_proj")
+    with pytest.raises(ModelError, match=r"no linear module named gate. It has: .*, up_proj"):
+        command.train(write_recipe(folder / "none.yaml", model, corpus, targets=["gate"]), out=tmp_path / "none")
 
 
 def test_the_benchmark_trains_as_the_command_does(monkeypatch):

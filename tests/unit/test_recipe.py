@@ -92,6 +92,9 @@ def test_every_problem_at_once(tmp_path):
         ({"checkpoint_every": True}, "checkpoint_every: must be a whole number of updates"),
         ({"cartridge": {}}, "cartridge: has a meaning with method cartridge alone"),
         ({"method": "cartridge", "rank": 8}, "rank: has no meaning with method cartridge"),
+        ({"method": "cartridge", "targets": ["q_proj"]}, "targets: has no meaning with method cartridge"),
+        ({"method": "full", "targets": "all-linear"}, "targets: has no meaning with method full"),
+        ({"targets": []}, "targets: an empty list names no module"),
         (
             {"method": "cartridge", "cartridge": {"tokens": 4, "frozen": 4}},
             "cartridge.frozen 4: nothing is trained of 4",

@@ -180,12 +180,14 @@ def context_of(config: PretrainedConfig) -> int | None:
 def with_adapter(model: Any, recipe: Recipe) -> Any:
     """The model to train: itself for ``full``, otherwise with a fresh adapter, the only part that is then trained.
 
+    With ``full`` and targets the modules that these name are trained, and all others frozen.
+
     Raises:
         ModelError: the model has no module of one of the named targets; lists those it has.
         ArgumentError: PEFT refuses the combination of arguments.
     """
     if recipe.method not in ADAPTERS:
-        return model
+        return _of_targets(model, recipe.targets)
     if recipe.compresses is not None:
         return with_cartridge(model, recipe.compresses, recipe.model)
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -213,6 +215,15 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
     except (ValueError, ImportError, TypeError) as problem:
         raise ArgumentError(f"PEFT refuses the adapter: {_first_line(problem)}", recipe.where) from problem
     return made
+
+
+def _of_targets(model: Any, targets: str | Sequence[str]) -> Any:
+    _check_targets(model, targets)
+    if not isinstance(targets, str):
+        for name, module in model.named_modules():
+            for weights in module.parameters(recurse=False):
+                weights.requires_grad_(any(name == t or name.endswith(f".{t}") for t in targets))
+    return model
 
 
 def _check_targets(model: Any, targets: str | Sequence[str]) -> None:

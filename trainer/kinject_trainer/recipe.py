@@ -254,7 +254,9 @@ class Recipe(_Strict):
     rank: int = Field(default=16, ge=1, le=4096, description="of the adapter")
     alpha: float = Field(default=16, gt=0, description="scale: alpha/rank, for rsLoRA alpha/√rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapter's input, a share")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(default="all-linear", description="modules by last name")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear", description="modules by last name; of method full, those that are trained (default: all)"
+    )
     peft: dict[str, Any] = Field(default_factory=dict, description="further arguments of peft.LoraConfig")
 
     cartridge: Cartridge | None = Field(default=None, description="of method cartridge: its length and what it learns")
@@ -420,6 +422,8 @@ def _last_name(place: str) -> str:
 def to_run_again(public: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's `public` values as a file that `load_recipe` takes: less those that have no meaning in it."""
     left_out = set(_ONLY_ADAPTERS) if public["method"] in _WITHOUT_RANK else set()
+    if public["method"] == "full" and public["targets"] != "all-linear":
+        left_out.discard("targets")
     made = {key: value for key, value in public.items() if key not in left_out}
     rate = made["learning_rate"]
     if isinstance(rate, Mapping):
@@ -630,8 +634,11 @@ def _combinations(recipe: Recipe) -> list[str]:
     if recipe.variant != "ft-par" and recipe.paraphrases:
         said = "say ft-par, or leave paraphrases out"
         problems.append(f"paraphrases {recipe.paraphrases} with variant {recipe.variant}: {said}")
+    if not recipe.targets:
+        problems.append("targets: an empty list names no module; name some, or remove it")
     if recipe.method in _WITHOUT_RANK:
-        unused = [key for key in _ONLY_ADAPTERS if key in given]
+        some = recipe.method == "full" and recipe.targets != "all-linear"  # the others are frozen
+        unused = [key for key in _ONLY_ADAPTERS if key in given and not (some and key == "targets")]
         problems += [f"{key}: has no meaning with method {recipe.method}; remove it" for key in unused]
     if recipe.model == "reader" and recipe.model_revision:
         problems.append("model_revision: the embedded reader has none; remove it")
