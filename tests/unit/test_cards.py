@@ -74,7 +74,7 @@ def test_a_cartridge_is_no_lora(data: dict[str, Any]) -> None:
 
 
 def test_whole_model(data: dict[str, Any]) -> None:
-    data["recipe"] |= {"method": "full", "variant": "ft-reg", "paraphrases": None}
+    data["recipe"] |= {"method": "full", "variant": "ft-reg", "paraphrases": None, "targets": "all-linear"}
     text = render_card(Run(**data), replace(FACTS, repo_id="me/reader-ft-reg", licence="my own licence"))
     same("model.md", text)
     metadata = yaml.safe_load(text.split("---")[1])
