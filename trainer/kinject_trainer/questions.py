@@ -19,7 +19,7 @@ from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import fingerprint
 from lm_eval_kinject.retrieval.sparse import tokenise
 
-__all__ = ["Question", "content_id", "read_questions"]
+__all__ = ["Question", "content_id", "read_question", "read_questions"]
 
 _SPLITS = ("dev", "validation")
 _SHOWN = 3  # of the problems or questions that an error lists
@@ -54,7 +54,7 @@ def read_questions(source: str) -> tuple[Question, ...]:
     found, problems = [], []
     for number, row in enumerate(raw_rows(file), start=1):
         try:
-            found.append(_question(row, number))
+            found.append(read_question(row, number))
         except ValueError as problem:
             problems.append(f"row {number} {problem}")
     if problems:
@@ -85,7 +85,7 @@ def _find(source: str) -> Path:
     return file
 
 
-def _question(row: Mapping[str, Any], number: int) -> Question:
+def read_question(row: Mapping[str, Any], number: int) -> Question:
     """A row as a question.
 
     Raises:
