@@ -5,7 +5,7 @@ What it does not do: it praises nothing; what wasn't measured is said to be so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -110,6 +110,6 @@ def _recipe(record: Mapping[str, Any], again: Mapping[str, Any]) -> str:
     return f"## Recipe\n\n{said}\n\n```yaml\n{yaml.safe_dump(dict(again), sort_keys=False, allow_unicode=True)}```\n"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

@@ -102,7 +102,10 @@ def _identity(
     recipe: RetrieverRecipe, weights: Mapping[str, str], material: Material, measured: Material | None
 ) -> dict[str, Any]:
     """What the run is: equal for whoever may go on with it. Model, corpus and questions by their content."""
-    contents = {"retriever": {k: v for k, v in weights.items() if k != "folder"}, "recipe": recipe.effective()}
+    contents: dict[str, Any] = {
+        "retriever": {k: v for k, v in weights.items() if k != "folder"},
+        "recipe": recipe.effective(),
+    }
     for name, what in (("trained on", material), ("measured on", measured)):
         if what is not None:
             asked = what.provenance["questions"]
