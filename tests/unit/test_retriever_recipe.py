@@ -32,7 +32,7 @@ def test_the_bundled_recipe_is_good_and_says_what_can_be_run_again(tmp_path: Pat
     recipe = load_retriever("minilm-newswire", ["mlm.epochs=2", "contrastive.pairs=64"])
     assert (recipe.name, recipe.measure) == ("minilm-newswire", "newswire-held-out")
     assert recipe.mlm == Mlm(epochs=2)
-    assert recipe.contrastive == Contrastive(pairs=64)
+    assert recipe.contrastive == Contrastive(pairs=64, batch=16, learning_rate=5e-5)
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(recipe.again()))
     assert load_retriever(again) == recipe

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import AutoModelForMaskedLM, Trainer, set_seed
 from kinject_trainer.errors import TrainingError
 from kinject_trainer.retriever.arguments import Journal, common_arguments, silence
 from kinject_trainer.retriever.mask import ExactMasking
-from kinject_trainer.retriever.plan import Mlm, RetrieverRecipe
+from kinject_trainer.retriever.plan import RetrieverRecipe
 from kinject_trainer.train import quietly
 from lm_eval_kinject.retrieval.encoders import quiet
 
@@ -48,11 +49,13 @@ def train_masked(model: Any, texts: Sequence[str], recipe: RetrieverRecipe, jour
     set_seed(recipe.seed)
     encoder = model[0].auto_model
     speaker, is_new = _with_head(encoder, recipe)
+    masking = ExactMasking(tokenizer, mlm_probability=how.probability, seed=recipe.seed)
+    train = partial(_train, speaker, data, masking, recipe)
     if is_new and how.head_epochs:
         speaker.base_model.requires_grad_(False)
-        _train(speaker, data, recipe, how, how.head_epochs, tokenizer, journal.part("head"))
+        train(how.head_epochs, how.head_learning_rate, journal.part("head"))
         speaker.base_model.requires_grad_(True)
-    _train(speaker, data, recipe, how, how.epochs, tokenizer, journal.part("mlm"))
+    train(how.epochs, how.learning_rate, journal.part("mlm"))
     learned = {name: weight.detach().cpu() for name, weight in speaker.base_model.state_dict().items()}
     left = encoder.cpu().load_state_dict(learned, strict=False)
     # A pooler isn't trained by masked words; anything else that doesn't fit would be silently left as it was.
@@ -77,15 +80,16 @@ def _with_head(encoder: Any, recipe: RetrieverRecipe) -> tuple[Any, bool]:
 
 
 def _train(
-    speaker: Any, data: Any, recipe: RetrieverRecipe, how: Mlm, epochs: float, tokenizer: Any, journal: Any
+    speaker: Any, data: Any, masking: Any, recipe: RetrieverRecipe, epochs: float, rate: float, journal: Any
 ) -> None:
+    assert recipe.mlm is not None  # asked by the caller
     with tempfile.TemporaryDirectory() as folder, quietly():
-        arguments = common_arguments(recipe, Path(folder), how.batch, how.learning_rate, epochs)
+        arguments = common_arguments(recipe, Path(folder), recipe.mlm.batch, rate, epochs)
         trainer = Trainer(
             model=speaker,
             args=arguments,
             train_dataset=data,
-            data_collator=ExactMasking(tokenizer, mlm_probability=how.probability, seed=recipe.seed),
+            data_collator=masking,
             callbacks=[journal],
         )
         silence(trainer).train()

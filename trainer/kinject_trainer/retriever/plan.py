@@ -54,6 +54,7 @@ class Mlm(_Strict):
 
     epochs: float = Field(default=1.0, gt=0, le=1000, description="passes over the chunks")
     head_epochs: float = Field(default=1.0, ge=0, le=1000, description="before: of a new head alone, encoder frozen")
+    head_learning_rate: float = Field(default=1e-3, gt=0, le=10, description="of the new head alone, at its highest")
     probability: float = Field(default=0.15, gt=0, lt=1, description="share of a chunk's tokens that are chosen")
     batch: int = Field(default=32, ge=1, le=100_000, description="chunks an update")
     learning_rate: float = Field(default=5e-5, gt=0, le=10, description="at its highest")
