@@ -254,6 +254,12 @@ def test_test_questions_and_strange_chunks_are_refused(recipe: Path, tmp_path: P
     (tmp_path / "strange.jsonl").write_text('{"question": "who?", "answer": "a", "source_chunk": "x9"}\n')
     with pytest.raises(CorpusError, match=r"1 of 1 questions have no `source_chunk`.*1 \(x9\)"):
         train_retriever(recipe, overrides=[f"questions={tmp_path / 'strange.jsonl'}"])
+    (tmp_path / "broken.jsonl").write_text('{"question": "who?"}\n')
+    for key in ("questions", "measure.questions"):
+        with pytest.raises(CorpusError, match="row 1 has no `answer`"):
+            train_retriever(recipe, overrides=[f"{key}={tmp_path / 'broken.jsonl'}"])
+        with pytest.raises(CorpusError, match=f"{key} nowhere"):
+            train_retriever(recipe, overrides=[f"{key}=nowhere"])
     with pytest.raises(CorpusError, match="4 of 4 questions that recall is to be measured on are trained on"):
         train_retriever(recipe, overrides=[f"questions={tmp_path / 'asked.jsonl'}"])
 

@@ -34,11 +34,8 @@ from kinject_trainer.train import quietly
 __all__ = ["prompts_of", "scale_of", "train_pairs"]
 
 _SCALE = {"cosine": 20.0, "dot": 1.0}
-_PASSAGE = (
-    "document",
-    "passage",
-    "corpus",
-)  # names of a passage's prompt, the first there is, as `encode_document` has
+_PASSAGE = ("document", "passage", "corpus")
+"""Names that a passage's prompt may have; the first there is counts, as for their `encode_document`."""
 
 
 class _Trainer(SentenceTransformerTrainer):

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from kinject_trainer.data import shuffled
 from kinject_trainer.documents import check_revision
-from kinject_trainer.questions import Question, content_id, read_question, read_questions
+from kinject_trainer.questions import Question, content_id, questions_in, read_question, read_questions
 from kinject_trainer.retriever.plan import HELD_OUT, TRAINING, Contrastive, Measured, RetrieverRecipe
-from kinject_trainer.rows import ROW_FILES, raw_rows
+from kinject_trainer.rows import ROW_FILES
 from lm_eval_kinject.corpus import Corpus, load_corpus
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.provenance import fingerprint_records
@@ -74,7 +74,7 @@ def open_material(recipe: RetrieverRecipe) -> Material:
     corpus = load_corpus(f"{recipe.corpus}@{recipe.corpus_revision}" if at_hub else recipe.corpus)
     if not at_hub:
         check_revision(recipe.corpus, recipe.corpus_revision, corpus.revision, corpus.fingerprint)
-    questions = () if recipe.questions is None else read_questions(recipe.questions)
+    questions = () if recipe.questions is None else read_questions(recipe.questions, "questions")
     return _material(corpus, questions, recipe.public()["questions"])
 
 
@@ -92,10 +92,8 @@ def open_measured(recipe: RetrieverRecipe, trained: Material) -> Material | None
     else:
         assert isinstance(measured, Measured)  # the only other
         file = _test_file(measured.questions)
-        rows = [read_question(row, number) for number, row in enumerate(raw_rows(file), start=1)]
+        rows = questions_in(file, "measure.questions")
         found = _material(load_corpus(measured.corpus), rows, recipe.public()["measure"]["questions"])
-    if not found.questions:
-        raise CorpusError("measure.questions: there are none: name others, or leave measure out.")
     known = {content_id(question.text) for question in trained.questions}
     both = [question for question in found.questions if content_id(question.text) in known]
     if both:

@@ -23,7 +23,7 @@ from kinject_trainer.data import shuffled
 from kinject_trainer.errors import TrainingError
 from kinject_trainer.failures import told_of_a_full_disk
 from kinject_trainer.retriever.card import summary, write_card
-from kinject_trainer.retriever.material import Material, make_pairs, open_material, open_measured
+from kinject_trainer.retriever.material import Material, Pair, make_pairs, open_material, open_measured
 from kinject_trainer.retriever.plan import RetrieverRecipe, load_retriever
 from lm_eval_kinject.provenance import (
     atomic_write,
@@ -78,6 +78,7 @@ def train_retriever(
     measured = open_measured(recipe, material)
     if dry_run:
         return RetrieverResult(None, _forecast(recipe, material, measured))
+    pairs = [] if recipe.contrastive is None else make_pairs(material, recipe.contrastive, recipe.seed)
     folder = (out or Path("runs") / recipe.name).expanduser()
     earlier = _look_at(folder, resume)
     from lm_eval_kinject.retrieval import trainable  # here, as it takes seconds to import
@@ -94,7 +95,7 @@ def train_retriever(
     (folder / _WORK).mkdir(parents=True, exist_ok=True)
     claim(folder / _WORK, identity)
     with told_of_a_full_disk(folder):
-        record = _Run(recipe, material, measured, folder, identity, say).all(model, weights)
+        record = _Run(recipe, material, pairs, measured, folder, identity, say).all(model, weights)
     return RetrieverResult(folder, summary(record), record)
 
 
@@ -166,20 +167,21 @@ class _Run:
         self,
         recipe: RetrieverRecipe,
         material: Material,
+        pairs: Sequence[Pair],
         measured: Material | None,
         folder: Path,
         identity: Mapping[str, Any],
         say: Say,
     ) -> None:
-        self.recipe, self.material, self.measured = recipe, material, measured
+        self.recipe, self.material, self.pairs, self.measured = recipe, material, pairs, measured
         self.folder, self.work, self.identity, self.say = folder, folder / _WORK, identity, say
-        self.count: dict[str, Any] = {"chunks": 0, "pairs": 0, "scale": None}
+        self.count: dict[str, Any] = {"chunks": 0, "pairs": len(pairs), "scale": None}
 
     def all(self, model: Any, weights: Mapping[str, str]) -> dict[str, Any]:
         """Every part in its order; returns the record."""
         before = self._ranks("before", self.recipe.retriever, self.recipe.revision, None)
         model = self._masked(model)
-        model = self._pairs(model)
+        model = self._contrasted(model)
         newest = self._newest()
         after = self._ranks("after", str(newest), None, str(self.work / "indexes"))
         return self._publish(newest, weights, before, after)
@@ -201,19 +203,17 @@ class _Run:
         texts = [self.material.corpus.chunks[row].text for row in rows]
         return self._made("masked", model, lambda journal: train_masked(model, texts, self.recipe, journal))
 
-    def _pairs(self, model: Any) -> Any:
+    def _contrasted(self, model: Any) -> Any:
         how = self.recipe.contrastive
         if how is None:
             return model
         from kinject_trainer.retriever.contrast import scale_of, train_pairs
 
         self.count["scale"] = scale_of(model, how.scale)
-        pairs = make_pairs(self.material, how, self.recipe.seed)
-        self.count["pairs"] = len(pairs)
         if (self.work / "pairs").is_dir():
             return model
-        self.say(f"training on {len(pairs):,} pairs")
-        return self._made("pairs", model, lambda journal: train_pairs(model, pairs, self.recipe, journal))
+        self.say(f"training on {len(self.pairs):,} pairs")
+        return self._made("pairs", model, lambda journal: train_pairs(model, self.pairs, self.recipe, journal))
 
     def _made(self, part: str, model: Any, train: Callable[[Any], None]) -> Any:
         """Trains a part and keeps what came of it; the folder appears when it is whole."""
