@@ -22,9 +22,10 @@ def train(
         list[str] | None, typer.Option("--set", help="key=value over the recipe's, repeatable")
     ] = None,
 ) -> None:
-    """Continue a model's pretraining on a corpus, as a recipe says; killed runs go on with --resume."""
+    """Continue a model's pretraining on a corpus, or adapt a retriever; killed runs go on with --resume."""
     from kinject_trainer.card import scored_with
     from kinject_trainer.command import train as run
+    from kinject_trainer.retriever import is_retriever, train_retriever
     from kinject_trainer.sequence import is_sequence, train_sequence
 
     if is_sequence(recipe):
@@ -32,6 +33,13 @@ def train(
         if made.folder is not None:
             print(f"{made.folder} is finished: README.md and sequence.json there say how each month is known.")
         print("\n".join(made.lines))
+        return
+    if is_retriever(recipe):
+        found = train_retriever(recipe, out=out, resume=resume, dry_run=dry_run, overrides=overrides or (), say=say)
+        print("\n".join(found.lines))
+        if found.folder is not None:
+            print(f"{found.folder} is finished. Score with it:")
+            print(f"  lm_eval --model rag-hf --model_args retriever={found.folder},k=3 --tasks current_events_cloze")
         return
     result = run(recipe, out=out, resume=resume, dry_run=dry_run, overrides=overrides or (), say=say)
     if result.estimate is not None:

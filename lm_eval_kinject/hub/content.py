@@ -36,7 +36,12 @@ TOKENIZER = (
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 SETTINGS = ("adapter_config.json", "config.json", "generation_config.json")
-USED = (*WEIGHTS, *SETTINGS, *TOKENIZER)
+ENCODER = (
+    "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*/config.json",
+)  # fmt: skip
+"""Of sentence-transformers, around the transformer: which modules follow each other, and how each is set."""
+
+USED = (*WEIGHTS, *SETTINGS, *TOKENIZER, *ENCODER)
 RECORDS = ("kinject.json", "recipe.yaml", "log.jsonl", "*.png", "README.md", "LICENSE*", "NOTICE*")
 ALLOWED = (*USED, *RECORDS)
 

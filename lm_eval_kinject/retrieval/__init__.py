@@ -20,6 +20,8 @@ from lm_eval_kinject.retrieval.make import (
     make_retriever,
     make_store,
     retriever_problems,
+    trainable,
+    trainable_problems,
 )
 from lm_eval_kinject.retrieval.protocol import Hits, Retriever
 
@@ -40,5 +42,7 @@ __all__ = [
     "make_store",
     "open_index",
     "retriever_problems",
+    "trainable",
+    "trainable_problems",
     "verify_index",
 ]

@@ -39,6 +39,7 @@ __all__ = [
     "first_line",
     "load_encoder",
     "offline_advice",
+    "load_trainable",
     "quiet",
 ]
 
@@ -231,6 +232,48 @@ def load_encoder(
     return _Known(name, spec, model, revision, dtype, backend, "cpu" if backend == "openvino" else where)
 
 
+def load_trainable(
+    name: str, *, spec: EncoderSpec | None, model: str | None = None, revision: str | None = None
+) -> tuple[Any, dict[str, str]]:
+    """An encoder as sentence-transformers has it, to be trained and saved, and which weights they are.
+
+    A known model's rules (prefixes, pooling, length, similarity) are written into it: saved, it needs no table.
+
+    Args:
+        name, spec, model, revision: as of `load_encoder`; of a model that reads questions and passages alike.
+
+    Raises:
+        RetrievalError: the model can't be reached, is incomplete, or needs its own code.
+    """
+    if spec is None:
+        own = _locate(name, model or name, revision)
+        return _SentenceTransformer(name, own, "float32", "cpu").model, own.identity
+    weights = _locate(name, model or spec.query_model, revision or (None if model else spec.query_revision))
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling  # the name of 5 and of 6; until 5 is no longer taken
+
+    # Says what is missing, which sentence-transformers only logs, and how long a text may be without its settings.
+    tokenizer, bare = _load(name, weights, spec, "float32", "query")
+    with quiet():
+        loaded = SentenceTransformer(
+            str(weights.path),
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"dtype": "float32"},
+        )
+    reads = loaded[0]
+    reads.max_seq_length = _longest(spec, tokenizer, bare)
+    pooling = Pooling(reads.auto_model.config.hidden_size, pooling_mode=spec.pooling)
+    made = SentenceTransformer(
+        modules=[reads, pooling, *([Normalize()] if spec.unit_length else [])],
+        device="cpu",
+        prompts={"query": spec.query_prefix, "document": spec.passage_prefix},
+        similarity_fn_name="cosine" if spec.unit_length else "dot",
+    )
+    return made, weights.identity
+
+
 class _Known:
     """A model of the table: the bare transformer, with the table's prefix, pooling and length."""
 
@@ -328,8 +371,7 @@ class _Tower:
             output = "pooler_output" if spec.pooling == "pooler" else "last_hidden_state"
             with quiet():
                 self.model = Compiled(name, self.model, output, dtype)
-        positions = getattr(self.model.config, "max_position_embeddings", None) or spec.max_tokens
-        self.max_tokens = min(spec.max_tokens, self.tokenizer.model_max_length, positions)
+        self.max_tokens = _longest(spec, self.tokenizer, self.model)
 
     def encode(self, texts: Sequence[str], titles: Sequence[str] | None) -> tuple[Vectors, int]:
         """Vectors, shape (texts, dimension), and how many texts were cut at ``max_tokens``.
@@ -369,6 +411,12 @@ class _Tower:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         found: Vectors = vectors.cpu().numpy()
         return found
+
+
+def _longest(spec: EncoderSpec, tokenizer: Any, model: Any) -> int:
+    """Tokens that a known model reads of a text."""
+    positions = getattr(model.config, "max_position_embeddings", None) or spec.max_tokens
+    return int(min(spec.max_tokens, tokenizer.model_max_length, positions))
 
 
 def _batches(order: Sequence[int], ids: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from lm_eval_kinject.corpus.corpus import Corpus
 from lm_eval_kinject.errors import ArgumentError, IndexStoreError
@@ -26,7 +26,7 @@ from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.log import log
 from lm_eval_kinject.retrieval.controls import Full, NoRetrieval, Oracle, Random
 from lm_eval_kinject.retrieval.dense import DenseRetriever
-from lm_eval_kinject.retrieval.encoders import KNOWN, Backend, Dtype, Encoder, EncoderSpec, load_encoder
+from lm_eval_kinject.retrieval.encoders import KNOWN, Backend, Dtype, Encoder, EncoderSpec, load_encoder, load_trainable
 from lm_eval_kinject.retrieval.filters import parse_filter
 from lm_eval_kinject.retrieval.hybrid import Hybrid
 from lm_eval_kinject.retrieval.index import DenseIndex, Progress, build_index, index_settings, open_index
@@ -36,7 +36,7 @@ from lm_eval_kinject.retrieval.stores import FLAT, Store, open_store, parse_stor
 
 __all__ = [
     "CONTROLS", "DEFAULT_SEED", "RETRIEVERS", "encoder_of", "kind_of", "make_index", "make_retriever",
-    "retriever_problems",
+    "retriever_problems", "trainable", "trainable_problems",
 ]  # fmt: skip
 
 
@@ -294,6 +294,32 @@ def encoder_of(name: str, *, device: str | None = None) -> Encoder | None:
     if choice.kind not in {"dense", "hybrid"}:
         return None
     return load_encoder(choice.joined or name, spec=choice.spec, model=choice.model, device=device)
+
+
+def trainable_problems(name: str, revision: str | None = None) -> list[str]:
+    """What is wrong with a retriever that is to be trained, a sentence each; loads nothing."""
+    problems = retriever_problems(name, revision=revision)
+    choice = _choose(name)
+    if problems:
+        return problems
+    if choice.kind != "dense" or (choice.spec is not None and choice.spec.static):
+        return [f"retriever={name} has no encoder to be trained: name minilm, or a model's id or folder."]
+    if choice.spec is not None and choice.spec.passage_model is not None:
+        return [f"retriever={name} is a pair of models, which can't be trained here: name one that reads both sides."]
+    return []
+
+
+def trainable(name: str, revision: str | None = None) -> tuple[Any, dict[str, str]]:
+    """A retriever's encoder as a sentence-transformers model with its rules in it, and which weights they are.
+
+    Raises:
+        ArgumentError: it can't be trained.
+        RetrievalError: the model can't be reached or loaded.
+    """
+    if problems := trainable_problems(name, revision):
+        raise ArgumentError(problems, "the retriever's arguments")
+    choice = _choose(name)
+    return load_trainable(name, spec=choice.spec, model=choice.model, revision=revision)
 
 
 def make_index(

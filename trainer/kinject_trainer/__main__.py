@@ -15,6 +15,7 @@ from typing import Any
 
 from kinject_trainer.command import Say, train
 from kinject_trainer.recipe import recipes_dir
+from kinject_trainer.retriever import is_retriever, train_retriever
 from kinject_trainer.sequence import is_sequence, train_sequence
 from lm_eval_kinject.errors import KinjectError
 
@@ -53,10 +54,11 @@ def main() -> int:
 
 
 def _run(given: argparse.Namespace, say: Say) -> Sequence[str]:
-    """Runs a recipe or a sequence; returns what is to be printed."""
+    """Runs a recipe, of a retriever too, or a sequence; returns what is to be printed."""
     how: dict[str, Any] = {"out": given.out, "resume": given.resume, "dry_run": given.dry_run, "overrides": given.set}
-    if is_sequence(given.recipe):
-        made = train_sequence(given.recipe, say=say, **how)
+    if is_sequence(given.recipe) or is_retriever(given.recipe):
+        run = train_sequence if is_sequence(given.recipe) else train_retriever
+        made = run(given.recipe, say=say, **how)
         return made.lines if made.folder is None else [str(made.folder), *made.lines]
     done = train(given.recipe, say=say, **how)
     return done.estimate.lines() if done.estimate else [str(done.folder)]

@@ -26,7 +26,7 @@ from lm_eval_kinject.hub.fetch import fetch_snapshot
 from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import fingerprint, fingerprint_file, fingerprint_records
 
-__all__ = ["Asked", "Older", "Texts", "Wording", "open_corpus", "whole_corpus"]
+__all__ = ["Asked", "Older", "Texts", "Wording", "check_revision", "open_corpus", "whole_corpus"]
 
 _SHORTEST_REVISION = 8  # hexadecimal digits of a fingerprint that may name a corpus
 
@@ -242,7 +242,7 @@ def whole_corpus(recipe: Recipe) -> Corpus:
     at_hub = recipe.corpus_revision and "/" in spec and "@" not in spec and not Path(spec).expanduser().exists()
     corpus = load_corpus(f"{spec}@{recipe.corpus_revision}" if at_hub else spec)
     if not at_hub:
-        _check_revision(recipe, corpus.revision, corpus.fingerprint)
+        check_revision(spec, recipe.corpus_revision, corpus.revision, corpus.fingerprint)
     return corpus
 
 
@@ -274,12 +274,16 @@ def _choose(corpus: Corpus, recipe: Recipe) -> tuple[Sequence[Any], list[str]]:
     return tuple(chunk for chunk in corpus.chunks if chunk.meta.get("role") == "source"), []
 
 
-def _check_revision(recipe: Recipe, revision: str | None, found: str) -> None:
-    wanted = recipe.corpus_revision
+def check_revision(name: str, wanted: str | None, revision: str | None, found: str) -> None:
+    """Makes sure that a corpus is of the revision that a recipe names, if it names one.
+
+    Raises:
+        CorpusError: it is of another one.
+    """
     if wanted is None or wanted == revision or (len(wanted) >= _SHORTEST_REVISION and found.startswith(wanted)):
         return
     raise CorpusError(
-        f"The corpus {recipe.corpus} is not of revision {wanted!r}: it is {revision or 'without a revision'}, with the "
+        f"The corpus {name} is not of revision {wanted!r}: it is {revision or 'without a revision'}, with the "
         f"fingerprint {found[:16]}…. Set corpus_revision to one of the two, or fetch the right corpus."
     )
 
@@ -294,7 +298,7 @@ def _streamed(recipe: Recipe) -> tuple[_Originals, dict[str, Any]]:
     if not files or any(f.suffix not in ROW_FILES for f in files):
         raise CorpusError(f"{recipe.corpus} can't be streamed: it must be, or hold, {' or '.join(ROW_FILES)} files.")
     found = fingerprint([[f.name, fingerprint_file(f)] for f in files])
-    _check_revision(recipe, None, found)
+    check_revision(recipe.corpus, recipe.corpus_revision, None, found)
 
     def originals() -> Iterator[Wording]:
         for file in files:

@@ -19,7 +19,7 @@ from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import fingerprint
 from lm_eval_kinject.retrieval.sparse import tokenise
 
-__all__ = ["Question", "content_id", "read_questions"]
+__all__ = ["Question", "content_id", "questions_in", "read_question", "read_questions"]
 
 _SPLITS = ("dev", "validation")
 _SHOWN = 3  # of the problems or questions that an error lists
@@ -39,22 +39,34 @@ def content_id(question: str) -> str:
     return fingerprint(tokenise(question))
 
 
-def read_questions(source: str) -> tuple[Question, ...]:
+def read_questions(source: str, key: str = "questions.source") -> tuple[Question, ...]:
     """The questions of a bundled set, a folder or a file.
 
     Args:
         source: the name of a bundled question set or a folder, of which the dev split is taken, else the validation
             split; or a Parquet or JSON Lines file. Its columns: ``question``; ``answer``, a text, or the place (from 0)
             of the right one in ``choices``; if they are known ``id`` and ``source_chunk``.
+        key: of the recipe, for errors.
 
     Raises:
         CorpusError: not there, malformed, empty, with a question twice, or with test questions.
     """
-    file = _find(source)
+    file = _find(source, key)
+    found = questions_in(file, key)
+    _refuse_test_questions(found, file)
+    return tuple(found)
+
+
+def questions_in(file: Path, key: str) -> list[Question]:
+    """The questions of a file, whatever they are for.
+
+    Raises:
+        CorpusError: rows that are no questions with an answer, or none at all.
+    """
     found, problems = [], []
     for number, row in enumerate(raw_rows(file), start=1):
         try:
-            found.append(_question(row, number))
+            found.append(read_question(row, number))
         except ValueError as problem:
             problems.append(f"row {number} {problem}")
     if problems:
@@ -63,12 +75,11 @@ def read_questions(source: str) -> tuple[Question, ...]:
             f"{'; '.join(problems[:_SHOWN])}. Correct them, or remove them."
         )
     if not found:
-        raise CorpusError(f"{file.name} has no questions: give it some, or name another file as questions.source.")
-    _refuse_test_questions(found, file)
-    return tuple(found)
+        raise CorpusError(f"{file.name} has no questions: give it some, or name another file as {key}.")
+    return found
 
 
-def _find(source: str) -> Path:
+def _find(source: str, key: str) -> Path:
     bundled = tasks_dir() / source / "data"
     place = bundled if "/" not in source and bundled.is_dir() else Path(source).expanduser()
     if place.is_file() and place.suffix in ROW_FILES:
@@ -79,13 +90,13 @@ def _find(source: str) -> Path:
     if file is None:
         named = sorted(folder.parent.name for folder in tasks_dir().glob("*/data"))
         raise CorpusError(
-            f"questions.source {source}: there is no such file or folder with a dev or validation split; give a "
+            f"{key} {source}: there is no such file or folder with a dev or validation split; give a "
             f"{' or '.join(ROW_FILES)} file, a folder with dev{ROW_FILES[0]} in it, or one of {', '.join(named)}."
         )
     return file
 
 
-def _question(row: Mapping[str, Any], number: int) -> Question:
+def read_question(row: Mapping[str, Any], number: int) -> Question:
     """A row as a question.
 
     Raises:

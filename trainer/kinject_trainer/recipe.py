@@ -44,11 +44,13 @@ __all__ = [
     "Replay",
     "Search",
     "check_recipe",
+    "last_name",
     "load_recipe",
     "read_recipe",
     "recipes_dir",
     "to_run_again",
     "untested",
+    "without_tokens",
 ]
 
 Method = Literal["lora", "rslora", "full", "dora", "qlora", "loftq", "cartridge"]
@@ -342,12 +344,12 @@ class Recipe(_Strict):
         """As `plain`, fit to publish: of a path on this disk only the last name is left."""
         made = self.plain()
         for key in _PLACES:
-            made[key] = None if made[key] is None else _last_name(made[key])
+            made[key] = None if made[key] is None else last_name(made[key])
         for key in ("replay", "regulariser"):
             if made[key] is not None and "corpus" in made[key]:
-                made[key]["corpus"] = _last_name(made[key]["corpus"])
+                made[key]["corpus"] = last_name(made[key]["corpus"])
         if made["questions"] is not None:
-            made["questions"] |= {key: _last_name(made["questions"][key]) for key in ("source", "retriever")}
+            made["questions"] |= {key: last_name(made["questions"][key]) for key in ("source", "retriever")}
         return made
 
     def fingerprint(self) -> str:
@@ -410,7 +412,7 @@ class Recipe(_Strict):
         return f"the recipe {self.name or 'at hand'}"
 
 
-def _last_name(place: str) -> str:
+def last_name(place: str) -> str:
     """Of a path on this disk its last name; anything else as it is."""
     kind, separator, rest = place.rpartition(":")  # realtimeqa:PATH
     path = Path(rest if kind.isalpha() else place).expanduser()
@@ -480,7 +482,7 @@ def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 def check_recipe(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
     """A recipe's values as a recipe, or else all that is wrong with them, each with what to do."""
-    clean, tokens = _without_tokens(dict(raw))
+    clean, tokens = without_tokens(dict(raw))
     recipe, problems = _check(clean)
     return (None if tokens else recipe), [*tokens, *problems]
 
@@ -536,7 +538,7 @@ def _override(raw: dict[str, Any], item: str) -> list[str]:
     return []
 
 
-def _without_tokens(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def without_tokens(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The recipe with whatever looks like a Hub token blotted out, and a problem for each place of one."""
     problems: list[str] = []
 
