@@ -210,7 +210,8 @@ class RayTasks:
             if self.address == "local":
                 advice = "see /tmp/ray/session_latest/logs, or leave out --ray: --jobs alone needs no cluster"
             else:
-                advice = "begin one with `ray start --head` and give the address that it says, or --ray local"
+                advice = "begin one with `ray start --head` and give the address that it says, or --ray local; one "
+                advice += "that has a token (`ray start` makes one) wants RAY_AUTH_MODE=token here, too"
             raise ArgumentError(
                 f"--ray {self.address}: no Ray cluster ({first_line(problem)}); {advice}", "the study"
             ) from problem
