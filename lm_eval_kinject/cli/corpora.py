@@ -60,6 +60,9 @@ def index_build(
     dtype: DtypeOption = "float32",
     backend: BackendOption = "torch",
     store: StoreOption = "flat",
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="how many embed, with a GPU each where there are GPUs; same bytes")
+    ] = 1,
 ) -> None:
     """Build the index of a corpus, or say that it is there; a killed build goes on where it stopped."""
     from lm_eval_kinject.corpus import load_corpus
@@ -68,7 +71,7 @@ def index_build(
 
     parse_store(store)  # a typing error costs no build
     texts = load_corpus(corpus)
-    built = make_index(retriever, texts, path=out, dtype=_dtype(dtype), backend=_backend(backend))
+    built = make_index(retriever, texts, path=out, dtype=_dtype(dtype), backend=_backend(backend), processes=processes)
     print(f"{len(texts)} chunks of {texts.name}, {built.vectors.shape[1]} dimensions: {built.path or 'in memory only'}")
     held = make_store(store, built, texts, within=out is not None)
     if held is not None:

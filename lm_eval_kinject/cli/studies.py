@@ -23,6 +23,12 @@ def study_run(
     out: StudyFolderOption = None,
     dry_run: DryRunOption = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="processes, a load of weights each")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="run --jobs as tasks of Ray: local, auto, or HOST:PORT of a cluster"
+        ),
+    ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="MODEL/VARIANT, repeatable")] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="write the report at the end")] = True,
     outcome: Annotated[Path | None, typer.Option("--outcome", hidden=True)] = None,
@@ -32,7 +38,7 @@ def study_run(
 
     from lm_eval_kinject.log import duration
     from lm_eval_kinject.provenance import write_json
-    from lm_eval_kinject.study.engines import Workers
+    from lm_eval_kinject.study.engines import RayTasks, Workers
     from lm_eval_kinject.study.grid import read_study
     from lm_eval_kinject.study.plan import forecast
     from lm_eval_kinject.study.run import run_study
@@ -42,7 +48,7 @@ def study_run(
     if dry_run:
         print("\n".join([*forecast(read, folder), f"folder       {folder}"]))
         return
-    engine = Workers(jobs) if jobs > 1 else None
+    engine = RayTasks(jobs, ray) if ray is not None else Workers(jobs) if jobs > 1 else None
     done = run_study(read, folder, only=only or (), engine=engine, say=say)
     if outcome is not None:
         write_json(outcome, dataclasses.asdict(done))

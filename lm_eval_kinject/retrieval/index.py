@@ -22,12 +22,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -45,14 +46,18 @@ from lm_eval_kinject.provenance import (
     read_json,
     write_json,
 )
+from lm_eval_kinject.records import Chunk
 from lm_eval_kinject.retrieval.encoders import Encoder, Vectors
 
 __all__ = [
     "DenseIndex",
+    "Helpers",
     "Progress",
+    "Work",
     "build_index",
     "cache_dir",
     "cached_indexes",
+    "embed_shard",
     "index_info",
     "index_settings",
     "open_index",
@@ -70,6 +75,12 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 Progress = Callable[[int, int], None]
 """Called with (passages done, passages in all) while an index is built."""
+
+Work: TypeAlias = Iterator[tuple[int, Sequence[Chunk]]]
+"""Shards that aren't there yet: number and chunks."""
+
+Helpers: TypeAlias = Callable[[Work, int, Path], Generator[int, None, None]]
+"""Given work, how many shards that is and their folder, has each done by `embed_shard`; yields its number then."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +125,13 @@ def build_index(
     path: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    helpers: Helpers | None = None,
 ) -> DenseIndex:
     """Opens the index of this corpus and encoder, building it first where there is none.
 
     One process builds while others that want the same index wait, then map the same file. A build that was killed goes
     on from its last finished shard of 512 passages. A damaged or foreign folder of the right name is named in a warning
-    and built anew.
+    and built anew. The shards are the same whoever embeds them, so ``helpers`` change the time and not the bytes.
 
     Args:
         corpus: its chunks become the rows.
@@ -127,6 +139,7 @@ def build_index(
         path: folder to build in; default: one in the cache, named after the key.
         cache: default: :func:`cache_dir`.
         progress: called after every shard.
+        helpers: processes that embed shards in place of this one.
 
     Returns:
         The index; only in memory, with a warning, where the cache can't be written.
@@ -145,7 +158,7 @@ def build_index(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with one_builder(folder):
             found = _usable(folder, settings, warn=True)
-            return found if found is not None else _build(corpus, encoder, settings, folder, progress)
+            return found if found is not None else _build(corpus, encoder, settings, folder, progress, helpers)
     except OSError as problem:
         if problem.errno in UNWRITABLE and path is None:
             log.warning(
@@ -238,13 +251,21 @@ class _Plan:
 
 
 def _build(
-    corpus: Corpus, encoder: Encoder, settings: Mapping[str, Any], folder: Path, progress: Progress | None
+    corpus: Corpus,
+    encoder: Encoder,
+    settings: Mapping[str, Any],
+    folder: Path,
+    progress: Progress | None,
+    helpers: Helpers | None,
 ) -> DenseIndex:
     started = time.monotonic()
     building = folder.with_name(folder.name + ".building")
     if _usable(building, settings) is None:
         _prepare(building, settings)
         plan = _Plan.of(corpus, encoder)
+        progress = progress and _rising(progress)
+        if helpers is not None:
+            _share_out(corpus, plan, building / "shards", progress, helpers)
         cut = _embed_shards(corpus, encoder, plan, building / "shards", progress)
         dimension = _assemble(plan, building)
         write_json(building / "ids.json", list(corpus.ids))
@@ -279,18 +300,57 @@ def _embed_shards(corpus: Corpus, encoder: Encoder, plan: _Plan, folder: Path, p
     """Embeds what isn't there yet, a shard at a time; returns how many chunks were longer than the encoder reads."""
     cut = done = 0
     for number, rows in enumerate(plan.shards()):
-        data, note = folder / f"{number:05}.npy", folder / f"{number:05}.json"
-        finished = _finished_shard(data, note, len(rows))
+        finished = _finished_shard(folder, number, len(rows))
         if finished is None:
-            vectors, finished = encoder.encode_passages([corpus.chunks[row] for row in rows])
-            with atomic_write(data) as handle:
-                _save_array(handle, vectors)
-            write_json(note, {"sha256": fingerprint_file(data), "rows": len(rows), "cut": finished})
+            finished = embed_shard(encoder, [corpus.chunks[row] for row in rows], folder, number)
         cut += finished
         done += len(rows)
         if progress is not None:
             progress(done, len(plan.rows))
     return cut
+
+
+def _share_out(corpus: Corpus, plan: _Plan, folder: Path, progress: Progress | None, helpers: Helpers) -> None:
+    """Has what isn't there yet embedded by helpers; what they leave, should one die, is left to `_embed_shards`."""
+    shards = plan.shards()
+    missing = [n for n, rows in enumerate(shards) if _finished_shard(folder, n, len(rows)) is None]
+    done = len(plan.rows) - sum(len(shards[number]) for number in missing)
+    work = ((number, [corpus.chunks[row] for row in shards[number]]) for number in missing)
+    try:
+        with closing(helpers(work, len(missing), folder)) as finished:
+            for number in finished:
+                done += len(shards[number])
+                if progress is not None:
+                    progress(done, len(plan.rows))
+    except BrokenExecutor:
+        log.warning("a process that embedded ended before it was done (out of memory?): this one goes on alone")
+
+
+def _rising(progress: Progress) -> Progress:
+    """Leaves out what was said before: shards that others embedded are looked at once more."""
+    most = -1
+
+    def say(done: int, total: int) -> None:
+        nonlocal most
+        if done > most:
+            most = done
+            progress(done, total)
+
+    return say
+
+
+def embed_shard(encoder: Encoder, chunks: Sequence[Chunk], folder: Path, number: int) -> int:
+    """Embeds and writes a shard; returns how many of its chunks were longer than the encoder reads."""
+    data, note = _shard_files(folder, number)
+    vectors, cut = encoder.encode_passages(chunks)
+    with atomic_write(data) as handle:
+        _save_array(handle, vectors)
+    write_json(note, {"sha256": fingerprint_file(data), "rows": len(chunks), "cut": cut})
+    return cut
+
+
+def _shard_files(folder: Path, number: int) -> tuple[Path, Path]:
+    return folder / f"{number:05}.npy", folder / f"{number:05}.json"
 
 
 def _save_array(handle: IO[bytes], array: npt.NDArray[Any]) -> None:
@@ -299,8 +359,9 @@ def _save_array(handle: IO[bytes], array: npt.NDArray[Any]) -> None:
     handle.write(np.ascontiguousarray(array).data.cast("B"))
 
 
-def _finished_shard(data: Path, note: Path, rows: int) -> int | None:
+def _finished_shard(folder: Path, number: int, rows: int) -> int | None:
     """How many passages of a finished shard were cut; None if it isn't there or isn't what its note says."""
+    data, note = _shard_files(folder, number)
     try:
         written = read_json(note)
         whole = written["rows"] == rows and written["sha256"] == fingerprint_file(data)
@@ -312,7 +373,7 @@ def _finished_shard(data: Path, note: Path, rows: int) -> int | None:
 def _assemble(plan: _Plan, building: Path) -> int:
     """Writes embeddings.npy, a row a chunk, from the shards; returns the dimension."""
     # Read and not mapped, and few at a time: pages that were mapped would stay, up to the size of the whole.
-    shard = lru_cache(maxsize=4)(lambda number: np.load(building / "shards" / f"{number:05}.npy"))
+    shard = lru_cache(maxsize=4)(lambda number: np.load(_shard_files(building / "shards", number)[0]))
     dimension = int(shard(0).shape[1])
     with atomic_write(building / "embeddings.npy") as handle:
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(plan.vector_of), dimension)}

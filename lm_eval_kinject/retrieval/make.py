@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -30,6 +31,7 @@ from lm_eval_kinject.retrieval.encoders import KNOWN, Backend, Dtype, Encoder, E
 from lm_eval_kinject.retrieval.filters import parse_filter
 from lm_eval_kinject.retrieval.hybrid import Hybrid
 from lm_eval_kinject.retrieval.index import DenseIndex, Progress, build_index, index_settings, open_index
+from lm_eval_kinject.retrieval.processes import Processes, devices
 from lm_eval_kinject.retrieval.protocol import Retriever, id_ranks
 from lm_eval_kinject.retrieval.sparse import BM25
 from lm_eval_kinject.retrieval.stores import FLAT, Store, open_store, parse_store
@@ -332,11 +334,15 @@ def make_index(
     revision: str | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    processes: int = 1,
 ) -> DenseIndex:
     """The index that a dense retriever of this name searches, built unless it is there; arguments as `make_retriever`.
 
     Args:
         path: folder to build in; default: the cache, where `make_retriever` finds it.
+        processes: how many embed, each with the encoder loaded and as many threads as this one; with GPUs, one each in
+            turn. The bytes are those of one process. A script that asks for several needs the usual
+            ``if __name__ == "__main__":``.
 
     Raises:
         ArgumentError: unknown name or contradictory arguments, or a retriever that has no index.
@@ -350,11 +356,15 @@ def make_index(
     if problems:
         raise ArgumentError(problems, "the index's arguments")
     name = choice.joined or name  # a hybrid's index is that of the part that embeds
-    encoder = load_encoder(
-        name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, backend=backend, device=device
+    load = partial(
+        load_encoder, name, spec=choice.spec, model=choice.model, revision=revision, dtype=dtype, backend=backend
     )
+    encoder = load(device=device)
+    helpers = None
+    if processes > 1:
+        helpers = Processes(processes, load, devices(encoder.device))
     with _bar(corpus, progress, "index") as show:
-        return build_index(corpus, encoder, path=path, progress=show)
+        return build_index(corpus, encoder, path=path, progress=show, helpers=helpers)
 
 
 def make_store(

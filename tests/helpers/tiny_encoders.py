@@ -166,3 +166,10 @@ class HashEncoder:
 
     def reads(self, chunk: Chunk) -> str:
         return chunk.text
+
+
+def hash_encoder(device: str, delay: float = 0.0) -> HashEncoder:
+    """As a process that helps to build an index loads it."""
+    encoder = HashEncoder(delay=delay)
+    encoder.device = device
+    return encoder

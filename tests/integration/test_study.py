@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import read_json
 from lm_eval_kinject.study import rerun as reruns
 from lm_eval_kinject.study.cells import cell_folder
-from lm_eval_kinject.study.engines import Workers
+from lm_eval_kinject.study.engines import RayTasks, Workers
 from lm_eval_kinject.study.grid import read_study
 from lm_eval_kinject.study.load import load_curves, load_outcomes, manifests, read_samples, result_file
 from lm_eval_kinject.study.run import run_study
@@ -249,6 +250,81 @@ def test_several_processes_do_what_one_does(done, place):
     assert outcome.failures == []
     assert outcome.scored == 18
     assert reruns._flat_differences("", contents(out), contents(target)) == []
+
+
+def process_of(log: Path, attempt: int) -> int | None:
+    """The process that made an attempt at a job, once its log says so."""
+    said = re.findall(r"process (\d+)", log.read_text()) if log.is_file() else []
+    return int(said[attempt - 1]) if len(said) >= attempt else None
+
+
+def kill_when(log: Path, attempt: int, there: Path | None = None) -> threading.Thread:
+    """Kills the process of an attempt, as soon as a path exists; whether it did so is in ``kills``."""
+
+    def watch() -> None:
+        while (process := process_of(log, attempt)) is None or not (there is None or there.exists()):
+            time.sleep(0.005)
+        os.kill(process, signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.fixture(scope="module")
+def on_ray(place):
+    """A cluster of two workers, which the engines of tests find there."""
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(place / "datasets"))
+        with RayTasks(2).cluster():
+            yield
+
+
+def test_ray_does_what_one_process_does_though_a_worker_is_killed(done, place, on_ray):
+    study, out, _ = done
+    target, told = place / "ray", []
+    lora, full = target / "logs" / "tiny_lora-seed0.log", target / "logs" / "tiny_full-seed0.log"
+    only = ["tiny/full-seed0", "tiny/lora-seed0"]
+    killer = kill_when(lora, 1, target / "runs" / "tiny" / "lora-seed0" / "work")
+    outcome = run_study(study, target, only=only, engine=RayTasks(2), say=told.append)
+    assert not killer.is_alive()
+    assert process_of(lora, 2) not in (None, process_of(lora, 1))
+    assert process_of(full, 2) is None  # the other one lost nothing
+    assert (outcome.scored, outcome.there, outcome.failures) == (12, 0, [])
+    assert told == [f"{name}: handed to Ray, its log is {log}" for name, log in zip(only, (full, lora), strict=True)]
+    both = {name: cell for name, cell in contents(out).items() if "/base/" not in name}
+    assert reruns._flat_differences("", both, contents(target)) == []
+    again = run_study(study, target, only=only, engine=RayTasks(2))
+    assert (again.scored, again.there, again.failures) == (0, 12, [])
+
+
+def test_a_job_whose_ray_worker_dies_each_time_is_told_with_its_log(place, on_ray):
+    study = read_study(write_study(place, "dying", variants={"base": None}))
+    log = place / "dying" / "logs" / "tiny_base.log"
+    killer = kill_when(log, 1)
+    outcome = run_study(study, place / "dying", engine=RayTasks(1, retries=0))
+    assert not killer.is_alive()
+    (failure,) = outcome.failures
+    assert (outcome.scored, failure.weights, failure.cell) == (0, "tiny/base", None)
+    assert failure.problem.startswith("its worker died, tried once (")
+    assert failure.problem.endswith(f"; its log is {log}")
+
+
+def test_a_ray_cluster_that_is_not_there_is_told(place, monkeypatch):
+    ray = pytest.importorskip("ray")
+    study = read_study(write_study(place, "nowhere", variants={"base": None}))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # of the other tests' cluster
+    for address in ("127.0.0.1:1", "nonsense"):
+        with pytest.raises(ArgumentError, match=f"--ray {re.escape(address)}: no Ray cluster"):
+            run_study(study, place / "nowhere", engine=RayTasks(1, address))
+
+
+def test_ray_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ArgumentError, match=r"pip install 'lm-eval-kinject\[ray\]'"):
+        RayTasks(1)
 
 
 def test_rerun_finds_the_same_bits_and_names_what_was_changed(done, place):

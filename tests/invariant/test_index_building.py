@@ -7,17 +7,21 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiny_encoders import HashEncoder, corpus_of
+from helpers.tiny_encoders import SENTENCES, HashEncoder, corpus_of, hash_encoder, make_bert
 
 from lm_eval_kinject.provenance import fingerprint_file
 from lm_eval_kinject.records import Chunk
-from lm_eval_kinject.retrieval import build_index, index_info, open_index, verify_index
+from lm_eval_kinject.retrieval import build_index, index_info, make_index, open_index, verify_index
+from lm_eval_kinject.retrieval.processes import Processes, devices
 
 TEXTS = [f"text {i % 1500}" for i in range(1800)]  # 1,500 distinct: shards of 512, 512 and 476
 CORPUS = corpus_of(TEXTS)
@@ -42,9 +46,11 @@ print("built", encoder.embedded, index.path, type(index.vectors).__name__, flush
 """
 
 
-def child(cache: Path, root: Path, *, hang_after: int = 0, delay: float = 0.0) -> subprocess.Popen[str]:
+def child(
+    cache: Path, root: Path, *, hang_after: int = 0, delay: float = 0.0, code: str = _CHILD
+) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
-    command = [sys.executable, "-c", _CHILD, str(cache), str(hang_after), str(delay)]
+    command = [sys.executable, "-c", code, str(cache), str(hang_after), str(delay)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -105,6 +111,107 @@ def test_processes_started_together_build_once_and_map_the_same_file(tmp_path: P
     assert {kind for _, _, kind in built} == {"memmap"}
     (folder,) = {path for _, path, _ in built}
     assert checksum(Path(folder)) == whole
+
+
+_SHARED_CHILD = """
+import sys, time
+from functools import partial
+from multiprocessing import active_children
+from helpers.tiny_encoders import HashEncoder, corpus_of, hash_encoder
+from lm_eval_kinject.retrieval import build_index
+from lm_eval_kinject.retrieval.processes import Processes
+def progress(done, total):
+    print("shard", *(child.pid for child in active_children()), flush=True)
+    time.sleep(60)
+helpers = Processes(2, partial(hash_encoder, delay=1.0), ["cpu"])
+texts = [f"text {i % 1500}" for i in range(1800)]
+build_index(corpus_of(texts), HashEncoder(), cache=sys.argv[1], progress=progress, helpers=helpers)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+
+
+def test_a_shared_build_that_is_killed_leaves_no_process_and_ends_equal(tmp_path: Path, root: Path, whole: str) -> None:
+    killed = child(tmp_path, root, code=_SHARED_CHILD)
+    assert killed.stdout is not None
+    said = killed.stdout.readline().split()
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    helpers = [int(pid) for pid in said[1:]]
+    assert (said[0], len(helpers)) == ("shard", 2)
+    until = time.monotonic() + 60
+    while any(map(alive, helpers)) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not any(map(alive, helpers))
+    assert not list(tmp_path.glob("indexes/*/manifest.json"))
+    (folder,) = tmp_path.glob("indexes/*.building/shards")
+    there = sum(np.load(note.with_suffix(".npy")).shape[0] for note in folder.glob("*.json"))
+    assert there >= 476
+
+    encoder = HashEncoder()
+    assert checksum(build_index(CORPUS, encoder, cache=tmp_path).path) == whole
+    assert encoder.embedded == 1500 - there
+
+
+def test_what_a_killed_helper_left_is_embedded_here(
+    tmp_path: Path, whole: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        if not seen:
+            for helper in active_children():
+                assert helper.pid is not None
+                os.kill(helper.pid, signal.SIGKILL)
+        seen.append((done, total))
+
+    encoder = HashEncoder()
+    helpers = Processes(2, partial(hash_encoder, delay=1.5), ["cpu"])
+    index = build_index(CORPUS, encoder, cache=tmp_path, progress=progress, helpers=helpers)
+    assert checksum(index.path) == whole
+    assert 0 < encoder.embedded <= 1500 - 476
+    assert "this one goes on alone" in caplog.text
+    assert seen == sorted(set(seen))
+    assert seen[-1] == (1500, 1500)
+
+
+def test_processes_write_the_bytes_of_one(tmp_path: Path) -> None:
+    """A transformer, several batches a shard, texts of every length; the last shard is not full."""
+    model = make_bert(tmp_path / "model")
+    texts = [" ".join(SENTENCES[(i * j) % 8] for j in range(1 + i % 4)) + f" Item {i}." for i in range(700)]
+    corpus = corpus_of(texts)
+    seen: list[tuple[int, int]] = []
+    folders = []
+    for processes in (1, 2):
+        path, said = tmp_path / f"by-{processes}", seen if processes == 2 else []
+        index = make_index(
+            f"e5:{model}",
+            corpus,
+            path=path,
+            device="cpu",
+            processes=processes,
+            progress=lambda done, total, said=said: said.append((done, total)),
+        )
+        folders.append(index.path)
+    one, two = (index_info(folder) for folder in folders if folder is not None)
+    assert one.pop("built").keys() == two.pop("built").keys()
+    assert one == two  # key, settings, counts, and the SHA-256 of every file
+    assert checksum(folders[0]) == checksum(folders[1])
+    assert sorted({done for done, _ in seen})[-1] == 700
+    assert len(seen) == 2  # shards, each said once
+
+
+def test_each_helper_has_a_gpu_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert devices("cuda") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert devices("cuda:1") == ["cuda:1"]
+    assert devices("cpu") == ["cpu"]
 
 
 def test_an_interrupted_build_leaves_whole_files_only(tmp_path: Path, whole: str) -> None:
