@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kinject_trainer.rows import ROW_FILES, raw_rows
+from kinject_trainer.rows import ROW_FILES, find_rows, raw_rows
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.plugin import tasks_dir
 from lm_eval_kinject.provenance import fingerprint
@@ -82,11 +82,7 @@ def questions_in(file: Path, key: str) -> list[Question]:
 def _find(source: str, key: str) -> Path:
     bundled = tasks_dir() / source / "data"
     place = bundled if "/" not in source and bundled.is_dir() else Path(source).expanduser()
-    if place.is_file() and place.suffix in ROW_FILES:
-        return place
-    folders = [place, place / "data"] if place.is_dir() else []
-    splits = [folder / f"{split}{suffix}" for split in _SPLITS for folder in folders for suffix in ROW_FILES]
-    file = next((split for split in splits if split.is_file()), None)
+    file = find_rows(place, *_SPLITS)
     if file is None:
         named = sorted(folder.parent.name for folder in tasks_dir().glob("*/data"))
         raise CorpusError(

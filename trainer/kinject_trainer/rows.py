@@ -13,9 +13,17 @@ from typing import Any
 
 from lm_eval_kinject.errors import CorpusError
 
-__all__ = ["ROW_FILES", "raw_rows"]
+__all__ = ["ROW_FILES", "find_rows", "raw_rows"]
 
 ROW_FILES = (".parquet", ".jsonl")
+
+
+def find_rows(place: Path, *splits: str) -> Path | None:
+    """The file that ``place`` is or has: itself, or of a folder (or ``data`` in it) the first of these splits."""
+    if place.is_file() and place.suffix in ROW_FILES:
+        return place
+    files = (folder / f"{split}{end}" for split in splits for folder in (place, place / "data") for end in ROW_FILES)
+    return next((file for file in files if file.is_file()), None)
 
 
 def raw_rows(file: Path) -> Iterator[Mapping[str, Any]]:

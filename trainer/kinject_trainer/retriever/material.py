@@ -22,7 +22,7 @@ from kinject_trainer.data import shuffled
 from kinject_trainer.documents import check_revision
 from kinject_trainer.questions import Question, content_id, questions_in, read_question, read_questions
 from kinject_trainer.retriever.plan import HELD_OUT, TRAINING, Contrastive, Measured, RetrieverRecipe
-from kinject_trainer.rows import ROW_FILES
+from kinject_trainer.rows import ROW_FILES, find_rows
 from lm_eval_kinject.corpus import Corpus, load_corpus
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.provenance import fingerprint_records
@@ -105,11 +105,7 @@ def open_measured(recipe: RetrieverRecipe, trained: Material) -> Material | None
 
 
 def _test_file(spec: str) -> Path:
-    place = Path(spec).expanduser()
-    if place.is_file() and place.suffix in ROW_FILES:
-        return place
-    splits = [folder / f"test{suffix}" for folder in (place, place / "data") for suffix in ROW_FILES]
-    found = next((split for split in splits if split.is_file()), None)
+    found = find_rows(Path(spec).expanduser(), "test")
     if found is None:
         raise CorpusError(
             f"measure.questions {spec}: no such folder with a test split, or {' or '.join(ROW_FILES)} file; correct "

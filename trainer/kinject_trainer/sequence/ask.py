@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from kinject_trainer.forgetting import Figures, Gauge, Question, answered
-from kinject_trainer.rows import ROW_FILES, raw_rows
+from kinject_trainer.rows import ROW_FILES, find_rows, raw_rows
 from lm_eval_kinject.errors import CorpusError
 from lm_eval_kinject.provenance import fingerprint_records
 from lm_eval_kinject.questions.folder import QuestionSet
@@ -110,10 +110,7 @@ def read_month(spec: str) -> MonthQuestions:
 
 
 def _find(place: Path, spec: str) -> Path:
-    if place.is_file() and place.suffix in ROW_FILES:
-        return place
-    splits = [folder / f"test{suffix}" for folder in (place, place / "data") for suffix in ROW_FILES]
-    found = next((split for split in splits if split.is_file()), None)
+    found = find_rows(place, "test")
     if found is None:
         raise CorpusError(
             f"questions {spec}: no such question set, folder with a test split, or {' or '.join(ROW_FILES)} file; "
