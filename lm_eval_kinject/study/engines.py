@@ -237,7 +237,7 @@ class RayTasks:
             try:
                 ray.init("local", **how)
                 return
-            except Exception:
+            except Exception:  # plain ones, of several kinds; the last try's is told
                 log.debug("Ray's processes didn't start in time", exc_info=True)
                 ray.shutdown()
         ray.init("local", **how)

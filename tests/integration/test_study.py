@@ -275,15 +275,21 @@ def kill_when(log: Path, attempt: int, there: Path | None = None) -> threading.T
 @pytest.fixture(scope="module")
 def on_ray(place):
     """A cluster of two workers, which the engines of tests find there."""
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", str(place / "datasets"))
         patch.setenv("HOME", str(place))  # where Ray leaves a token
         with contextlib.ExitStack() as until:
             try:
                 until.enter_context(RayTasks(2).cluster())
-            except ArgumentError as problem:  # its processes have half a minute to start in, whatever else runs
-                pytest.skip(f"Ray doesn't start here: {problem}")
+            except ArgumentError:
+                # Its processes have half a minute to start in, whatever else runs. Where Ray starts without us, it is us.
+                try:
+                    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+                except Exception as problem:
+                    pytest.skip(f"Ray doesn't start here: {problem}")
+                ray.shutdown()
+                raise
             yield
 
 
