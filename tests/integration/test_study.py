@@ -283,7 +283,7 @@ def on_ray(place):
             try:
                 until.enter_context(RayTasks(2).cluster())
             except ArgumentError:
-                # Its processes have half a minute to start in, whatever else runs. Where Ray starts without us, it is us.
+                # Its processes have half a minute to start in. Where Ray starts without us, the fault is ours.
                 try:
                     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
                 except Exception as problem:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,18 @@ from typing import Any
 from kinject_trainer.errors import TrainingError
 from lm_eval_kinject.provenance import read_json, write_json
 
-__all__ = ["Checkpoint", "claim", "complete", "discard_older", "discard_unfinished", "newest", "refuse_another", "seal"]
+__all__ = [
+    "Checkpoint",
+    "claim",
+    "complete",
+    "discard_older",
+    "discard_unfinished",
+    "earlier_record",
+    "newest",
+    "refuse_another",
+    "refuse_foreign",
+    "seal",
+]
 
 _MANIFEST = "kinject_checkpoint.json"
 _CLAIM = "run.json"
@@ -77,6 +88,36 @@ def _manifest(folder: Path) -> Mapping[str, Any] | None:
 def claim(work: Path, run: Mapping[str, Any]) -> None:
     """Writes down whose the folder of unfinished work is, for `refuse_another`."""
     write_json(work / _CLAIM, dict(run))
+
+
+def earlier_record(file: Path, *, begun: bool, resume: bool, words: tuple[str, str]) -> dict[str, Any] | None:
+    """The record of what is finished in the result's folder already, or None.
+
+    Args:
+        file: the record, in the result's folder.
+        begun: whether there is something to go on with.
+        resume: whether going on was asked for.
+        words: what errors call what is finished, and what isn't.
+
+    Raises:
+        TrainingError: something is there, and ``resume`` wasn't asked for.
+    """
+    finished, unfinished = words
+    instead = "choose another folder with --out, or remove it"
+    if file.is_file():
+        if not resume:
+            raise TrainingError(f"{file.parent} holds a finished {finished}: {instead}.")
+        return dict(read_json(file))
+    if begun and not resume:
+        raise TrainingError(f"{file.parent} holds an unfinished {unfinished}: go on with --resume, {instead}.")
+    return None
+
+
+def refuse_foreign(folder: Path, ours: Collection[str]) -> None:
+    """Raises a TrainingError where the result's folder holds something that no run of ours has put there."""
+    foreign = sorted(file.name for file in folder.iterdir() if file.name not in ours) if folder.is_dir() else []
+    if foreign:
+        raise TrainingError(f"{folder} is not empty (it holds {foreign[0]}): choose another folder with --out.")
 
 
 def refuse_another(work: Path, run: Mapping[str, Any]) -> None:

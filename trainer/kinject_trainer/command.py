@@ -21,7 +21,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from kinject_trainer.base import Base, check_fit, context_of, find_base, load_tokenizer, skeleton, tokenizer_fingerprint
 from kinject_trainer.card import write_card
-from kinject_trainer.checkpoints import claim, complete, refuse_another
+from kinject_trainer.checkpoints import claim, complete, earlier_record, refuse_another, refuse_foreign
 from kinject_trainer.data import Demarcation, Replayed, Stream, build_store, cut, encoder, shuffled
 from kinject_trainer.documents import Texts, open_corpus
 from kinject_trainer.errors import TrainingError
@@ -139,18 +139,11 @@ def _look_at(folder: Path, resume: bool) -> Mapping[str, Any] | None:
     Raises:
         TrainingError: a run is there and ``resume`` wasn't asked for, or something that isn't ours.
     """
-    if (folder / RECORD).is_file():
-        if not resume:
-            raise TrainingError(f"{folder} holds a finished result: choose another folder with --out, or remove it.")
-        return dict(read_json(folder / RECORD))
-    if _is_begun(folder / _WORK) and not resume:
-        raise TrainingError(
-            f"{folder} holds an unfinished run: go on with --resume, choose another folder with --out, or remove it."
-        )
-    foreign = [] if not folder.is_dir() else [f.name for f in folder.iterdir() if f.name not in _OUR_FILES]
-    if foreign and not (folder / _WORK).is_dir():
-        raise TrainingError(f"{folder} is not empty (it holds {foreign[0]}): choose another folder with --out.")
-    return None
+    work = folder / _WORK
+    found = earlier_record(folder / RECORD, begun=_is_begun(work), resume=resume, words=("result", "run"))
+    if found is None and not work.is_dir():
+        refuse_foreign(folder, _OUR_FILES)
+    return found
 
 
 def _is_begun(work: Path) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from kinject_trainer.checkpoints import claim, refuse_another
+from kinject_trainer.checkpoints import claim, earlier_record, refuse_another, refuse_foreign
 from kinject_trainer.data import shuffled
 from kinject_trainer.errors import TrainingError
 from kinject_trainer.failures import told_of_a_full_disk
@@ -120,19 +120,11 @@ def _look_at(folder: Path, resume: bool) -> Mapping[str, Any] | None:
     Raises:
         TrainingError: a run is there and ``resume`` wasn't asked for, or something that isn't ours.
     """
-    if (folder / RECORD).is_file():
-        if not resume:
-            raise TrainingError(f"{folder} holds a finished result: choose another folder with --out, or remove it.")
-        return dict(read_json(folder / RECORD))
     begun = (folder / _CLAIM).is_file()
-    if begun and not resume:
-        raise TrainingError(
-            f"{folder} holds an unfinished run: go on with --resume, choose another folder with --out, or remove it."
-        )
-    foreign = sorted(file.name for file in folder.iterdir() if file.name != _WORK) if folder.is_dir() else []
-    if foreign and not begun:
-        raise TrainingError(f"{folder} is not empty (it holds {foreign[0]}): choose another folder with --out.")
-    return None
+    found = earlier_record(folder / RECORD, begun=begun, resume=resume, words=("result", "run"))
+    if found is None and not begun:
+        refuse_foreign(folder, (_WORK,))
+    return found
 
 
 def _forecast(recipe: RetrieverRecipe, material: Material, measured: Material | None) -> list[str]:

@@ -29,7 +29,7 @@ from typing import Any
 import accelerate
 
 from kinject_trainer.base import Base, find_base, load_tokenizer
-from kinject_trainer.checkpoints import claim, refuse_another
+from kinject_trainer.checkpoints import claim, earlier_record, refuse_another, refuse_foreign
 from kinject_trainer.command import RECORD, Say, train
 from kinject_trainer.documents import Texts, open_corpus
 from kinject_trainer.errors import TrainingError
@@ -173,20 +173,11 @@ def _look_at(folder: Path, resume: bool) -> Mapping[str, Any] | None:
     Raises:
         TrainingError: a sequence is there and ``resume`` wasn't asked for, or something that isn't ours.
     """
-    if (folder / SEQUENCE).is_file():
-        if not resume:
-            raise TrainingError(f"{folder} holds a finished sequence: choose another folder with --out, or remove it.")
-        return dict(read_json(folder / SEQUENCE))
     begun = (folder / _CLAIM).is_file()
-    if begun and not resume:
-        raise TrainingError(
-            f"{folder} holds an unfinished sequence: go on with --resume, choose another folder with --out, or remove "
-            f"it."
-        )
-    foreign = [] if not folder.is_dir() else [f.name for f in folder.iterdir() if f.name not in _OURS]
-    if foreign and not begun:
-        raise TrainingError(f"{folder} is not empty (it holds {foreign[0]}): choose another folder with --out.")
-    return None
+    found = earlier_record(folder / SEQUENCE, begun=begun, resume=resume, words=("sequence", "sequence"))
+    if found is None and not begun:
+        refuse_foreign(folder, _OURS)
+    return found
 
 
 # A dry run ------------------------------------------------------------------------------------------------------------
